@@ -1,0 +1,1 @@
+"""The command line, and what joins ``precompute`` and ``distill`` on real machines."""

@@ -1,0 +1,1 @@
+"""From corpora and teachers to logit stores."""

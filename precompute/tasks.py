@@ -1,0 +1,69 @@
+"""What goes into a worker and what comes out: plain picklable values, no Ray, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from schemas.plan import ShardTask
+from schemas.recipe import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One loaded teacher.
+
+    Attributes:
+        teacher: The recipe's teacher.
+        model_path: What ``from_pretrained`` takes: a local directory or a hub id.
+        revision: Commit on the hub, or None.
+        num_threads: CPU threads of the forward pass.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    teacher: Teacher
+    model_path: str
+    revision: str | None
+    num_threads: int
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJob:
+    """One shard to compute.
+
+    Attributes:
+        store_root: Root of an opened store (``STORE.json`` and ``plan.arrow`` are there).
+        rows_path: The materialised corpus part.
+        part: Corpus and part, for messages.
+        task: Rows of the part.
+        on_bad_row: What to do with a row whose logits are not finite.
+        batch_rows: Rows of one record batch.
+    """
+
+    store_root: str
+    rows_path: str
+    part: str
+    task: ShardTask
+    on_bad_row: Literal["fail", "exclude"] = "fail"
+    batch_rows: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReceipt:
+    """What a worker reports of a shard: ids, hashes, counts; never rows.
+
+    Attributes:
+        committed: False if another attempt had committed the shard first (no harm).
+        seconds: Wall time of the shard, of which ``forward_seconds`` in the model.
+    """
+
+    store_root: str
+    shard: int
+    num_rows: int
+    num_excluded: int
+    num_tokens: int
+    num_padded_tokens: int
+    seconds: float
+    forward_seconds: float
+    committed: bool

@@ -1,0 +1,147 @@
+"""The plan: the fixed cut of one corpus part into shard tasks.
+
+Invariants:
+    1. The plan hash covers ordered ids, text hashes and shard bounds, and nothing of the teacher
+       (tests/schemas/test_plan.py). A classification plan has no ``n_tokens`` column: teachers
+       with different tokenizers share it.
+    2. Shard ids come from the plan alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from schemas.digest import hash_value, replace_file
+from schemas.errors import DataError
+from schemas.rows import TEXT_HASH_BYTES, fingerprint_rows
+
+PLAN_VERSION = 1
+_METADATA_KEY = b"tmkd.plan"
+_SCHEMA = pa.schema(
+    [
+        pa.field("ordinal", pa.int64(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("text_hash", pa.binary(TEXT_HASH_BYTES), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """Rows ``[start, stop)`` of a part."""
+
+    shard: int
+    start: int
+    stop: int
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of one corpus part and their cut.
+
+    Attributes:
+        rows: Table with ``ordinal``, ``example_id``, ``text_hash``, in order.
+        bounds: S + 1 ascending row numbers, from 0 to the number of rows.
+        fingerprint: Of the part: ordered example ids and text hashes.
+    """
+
+    rows: pa.Table
+    bounds: tuple[int, ...]
+    fingerprint: str
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the part."""
+        return self.bounds[-1]
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the part."""
+        return len(self.bounds) - 1
+
+    @cached_property
+    def plan_hash(self) -> str:
+        """SHA-256 (64 hex digits) over the part's fingerprint and the shard bounds."""
+        return hash_value({"plan": PLAN_VERSION, "part": self.fingerprint, "bounds": list(self.bounds)})
+
+    def tasks(self) -> tuple[ShardTask, ...]:
+        """Returns the shard tasks in order."""
+        pairs = zip(self.bounds[:-1], self.bounds[1:], strict=True)
+        return tuple(ShardTask(shard, start, stop) for shard, (start, stop) in enumerate(pairs))
+
+    def example_ids(self, task: ShardTask) -> list[str]:
+        """Returns the example ids of one shard."""
+        return self.rows.column("example_id").slice(task.start, task.num_rows).to_pylist()
+
+    def text_hashes(self, task: ShardTask) -> list[bytes]:
+        """Returns the text hashes of one shard."""
+        return self.rows.column("text_hash").slice(task.start, task.num_rows).to_pylist()
+
+
+def cut_rows(num_rows: int, shard_rows: int) -> tuple[int, ...]:
+    """Returns shard bounds: shards of ``shard_rows`` rows, the last one shorter."""
+    bounds: npt.NDArray[np.int64] = np.append(np.arange(0, num_rows, shard_rows), num_rows)
+    return tuple(int(bound) for bound in bounds)
+
+
+def make_plan(corpus_rows: pa.Table, shard_rows: int) -> Plan:
+    """Plans a materialised corpus part.
+
+    Args:
+        corpus_rows: Table with the layout of ``schemas.rows.corpus_schema``.
+        shard_rows: Rows of one shard.
+    """
+    rows = corpus_rows.select(_SCHEMA.names).cast(_SCHEMA)
+    fingerprint = fingerprint_rows(
+        rows.column("example_id").to_pylist(), rows.column("text_hash").to_pylist()
+    )
+    return Plan(rows, cut_rows(rows.num_rows, shard_rows), fingerprint)
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Writes ``plan.arrow`` atomically (Arrow IPC file, cut and fingerprint in its metadata)."""
+    header = {"plan": PLAN_VERSION, "bounds": list(plan.bounds), "fingerprint": plan.fingerprint}
+    table = plan.rows.replace_schema_metadata({_METADATA_KEY: json.dumps(header).encode()})
+    sink = pa.BufferOutputStream()
+    writer = pa.ipc.new_file(sink, table.schema)
+    writer.write_table(table)
+    writer.close()
+    replace_file(path, sink.getvalue().to_pybytes())
+
+
+def read_plan(path: Path, *, expected_hash: str | None = None) -> Plan:
+    """Reads ``plan.arrow`` and checks that rows and cut match their fingerprint.
+
+    Raises:
+        DataError: The file is missing, malformed, or not the plan with ``expected_hash``.
+    """
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+        bounds = tuple(int(bound) for bound in header["bounds"])
+        rows = table.replace_schema_metadata(None).cast(_SCHEMA)
+        fingerprint = fingerprint_rows(
+            rows.column("example_id").to_pylist(), rows.column("text_hash").to_pylist()
+        )
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a plan ({error})") from error
+    ascending = all(low < high for low, high in itertools.pairwise(bounds))
+    if not bounds or bounds[0] != 0 or bounds[-1] != rows.num_rows or not ascending:
+        raise DataError(f"{path}: shard bounds do not cover the plan's {rows.num_rows} rows")
+    plan = Plan(rows, bounds, fingerprint)
+    if expected_hash is not None and plan.plan_hash != expected_hash:
+        raise DataError(f"{path}: plan hash is {plan.plan_hash[:16]}, expected {expected_hash[:16]}")
+    return plan

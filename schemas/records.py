@@ -1,0 +1,219 @@
+"""The JSON records of a store, format 1.0: STORE.json, commit records, manifest, and the run's lock.
+
+Invariants:
+    1. Every record carries its own digest (``schemas.digest``).
+    2. A file name in a record lies inside the store: no separators, no parent references
+       (tests/schemas/test_records.py).
+    3. The manifest has no timestamps: equal content gives equal bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from schemas.digest import DocumentError, decode_document, encode_document
+from schemas.errors import DamagedStoreError
+from schemas.recipe import Frozen
+
+FORMAT_VERSION = "1.0"
+STORE_FILE = "STORE.json"
+PLAN_FILE = "plan.arrow"
+MANIFEST_FILE = "manifest.json"
+DATA_DIRECTORY = "data"
+COMMIT_DIRECTORY = "commit"
+LOCK_FILE = "stores.lock.json"
+
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+ShardFile = Annotated[str, Field(pattern=r"^s[0-9]{6,12}-[0-9a-z]{1,64}\.arrow$")]
+Size = Annotated[int, Field(ge=0, lt=2**62)]
+
+
+class StoreIdentity(Frozen):
+    """``STORE.json``: what a store is.
+
+    Attributes:
+        plan_hash: Of the plan (64 hex digits).
+        generation_hash: Of ``generation``.
+        generation: The fields whose change makes other logits: teacher weights, tokenizer, maximum
+            length, truncation, column order, dtype, attention, keep policy.
+        native_labels: The teacher's label names in the order of its logits. Names only: not hashed.
+        teacher, corpus, part: Names for people and for the near-miss check. Not hashed.
+        produced_by: Engine and library versions. Not hashed.
+    """
+
+    format: Literal["1.0"] = "1.0"
+    level: Literal["classification"] = "classification"
+    plan_hash: Hash
+    generation_hash: Hash
+    generation: dict[str, Any]
+    native_labels: tuple[str, ...]
+    teacher: str
+    corpus: str
+    part: str
+    produced_by: dict[str, str] = Field(default_factory=dict)
+
+
+class BatchRecord(Frozen):
+    """One record batch (or the schema or footer region) of a shard file.
+
+    Attributes:
+        offset, length: Byte range in the file.
+        rows: Rows of the batch; 0 for the schema and footer regions.
+        xxh3: xxh3-64 of the bytes (16 hex digits).
+    """
+
+    offset: Size
+    length: Size
+    rows: Size
+    xxh3: Xxh3
+
+
+class ExcludedRow(Frozen):
+    """A row without logits, under ``on_bad_row: exclude``."""
+
+    ordinal: Size
+    example_id: str
+    reason: str
+
+
+class CommitRecord(Frozen):
+    """``commit/s000123.r0.json``: the commit point of a shard.
+
+    Attributes:
+        file: Name of the data file below ``data/``.
+        start, stop: Rows of the part that the shard covers, excluded ones included.
+        num_rows: Rows in the file.
+        ids_hash: SHA-256 over the ordered example ids and text hashes in the file
+            (``schemas.rows.fingerprint_rows``).
+        head, tail: The file's bytes before the first and after the last record batch.
+        batches: The record batches; head, batches and tail cover the file without a gap.
+    """
+
+    format: Literal["1.0"] = "1.0"
+    plan_hash: Hash
+    generation_hash: Hash
+    shard: Size
+    revision: Size
+    file: ShardFile
+    start: Size
+    stop: Size
+    num_rows: Size
+    num_bytes: Size
+    sha256: Hash
+    ids_hash: Hash
+    head: BatchRecord
+    batches: tuple[BatchRecord, ...]
+    tail: BatchRecord
+    excluded: tuple[ExcludedRow, ...] = ()
+
+    def regions(self) -> tuple[BatchRecord, ...]:
+        """Returns head, batches and tail in file order."""
+        return (self.head, *self.batches, self.tail)
+
+
+class ManifestShard(Frozen):
+    """A shard as the manifest lists it: which record counts, and that record's digest."""
+
+    shard: Size
+    record: Annotated[str, Field(pattern=r"^s[0-9]{6,12}\.r[0-9]{1,6}\.json$")]
+    record_sha256: Hash
+    num_rows: Size
+    num_bytes: Size
+
+
+class Manifest(Frozen):
+    """``manifest.json``: written once all shards are committed; readers start here.
+
+    Attributes:
+        store_sha256, plan_sha256: Of the bytes of ``STORE.json`` and ``plan.arrow``.
+        num_rows: Rows with logits.
+        excluded: Rows without, over all shards.
+    """
+
+    format: Literal["1.0"] = "1.0"
+    plan_hash: Hash
+    generation_hash: Hash
+    store_sha256: Hash
+    plan_sha256: Hash
+    num_rows: Size
+    shards: tuple[ManifestShard, ...]
+    excluded: tuple[ExcludedRow, ...] = ()
+
+
+class LockedPart(Frozen):
+    """A corpus part as a run uses it.
+
+    Attributes:
+        rows: Path of ``rows.arrow``.
+        stores: From teacher name to the store's root.
+    """
+
+    part: str
+    fingerprint: Hash
+    plan_hash: Hash
+    num_rows: Size
+    rows: str
+    stores: dict[str, str] = Field(default_factory=dict)
+
+
+class StoresLock(Frozen):
+    """``stores.lock.json`` of a run: all that ``distill`` may read, by corpus name."""
+
+    format: Literal["1.0"] = "1.0"
+    corpora: dict[str, tuple[LockedPart, ...]]
+
+
+Record = TypeVar("Record", bound=Frozen)
+
+
+def shard_stem(shard: int) -> str:
+    """Returns ``s000123`` for shard 123."""
+    return f"s{shard:06d}"
+
+
+def record_name(shard: int, revision: int) -> str:
+    """Returns ``s000123.r0.json`` for shard 123 and revision 0."""
+    return f"{shard_stem(shard)}.r{revision}.json"
+
+
+def store_directory_name(plan_hash: str, generation_hash: str) -> str:
+    """Returns ``<plan hash>-<generation hash>``, 16 hex digits each."""
+    return f"{plan_hash[:16]}-{generation_hash[:16]}"
+
+
+def encode_record(record: Frozen) -> bytes:
+    """Returns the record's self-digested JSON bytes."""
+    return encode_document(record.model_dump(mode="json"))
+
+
+def parse_record(data: bytes, kind: type[Record], *, store: Path | str, name: str) -> Record:
+    """Parses a record of a store.
+
+    Raises:
+        DamagedStoreError: The bytes are no such record, or do not match their digest.
+    """
+    try:
+        return kind.model_validate(decode_document(data))
+    except DocumentError as error:
+        raise DamagedStoreError(f"{name} {error}", store=store) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(step) for step in first["loc"])
+        raise DamagedStoreError(f"{name}: {field}: {first['msg']}", store=store) from error
+
+
+def read_record(path: Path, kind: type[Record], *, store: Path | str) -> Record:
+    """Reads a record of a store.
+
+    Raises:
+        DamagedStoreError: The file is missing, malformed, or does not match its digest.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DamagedStoreError(f"{path.name} cannot be read ({error.strerror})", store=store) from error
+    return parse_record(data, kind, store=store, name=path.name)

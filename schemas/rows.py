@@ -1,0 +1,100 @@
+"""Arrow layouts of a materialised corpus part and of a classification shard.
+
+Invariants:
+    1. ``hash_texts`` separates columns by their length, so that moving text between columns
+       changes the hash (tests/schemas/test_rows.py).
+    2. No column is nullable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from schemas.digest import hash_value
+from schemas.errors import DataError
+
+TEXT_HASH_BYTES = 16
+UNLABELLED = -1
+
+
+def hash_texts(texts: Sequence[str]) -> bytes:
+    """Returns the first 128 bits of SHA-256 over the length-prefixed UTF-8 text columns (16 bytes)."""
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.digest()[:TEXT_HASH_BYTES]
+
+
+def fingerprint_rows(example_ids: Iterable[str], text_hashes: Iterable[bytes]) -> str:
+    """Returns the SHA-256 (64 hex digits) over ordered example ids and text hashes."""
+    digest = hashlib.sha256()
+    for example_id, text_hash in zip(example_ids, text_hashes, strict=True):
+        data = example_id.encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+        digest.update(text_hash)
+    return digest.hexdigest()
+
+
+def corpus_key(part_fingerprints: Sequence[str]) -> str:
+    """Returns the key of an ordered list of parts, which seeds the order of reading (64 hex digits)."""
+    return hash_value(list(part_fingerprints))
+
+
+def corpus_schema(num_texts: int) -> pa.Schema:
+    """Returns the layout of ``rows.arrow``: one row per example of a corpus part.
+
+    Columns: ``ordinal`` int64 (0-based row of the part), ``example_id`` string, ``text_hash``
+    fixed_size_binary[16], ``text_0`` (and ``text_1``) large_string, ``label`` int32 (index into the
+    corpus's label names, -1 unlabelled).
+    """
+    fields = [
+        _field("ordinal", pa.int64(), "0-based row of the corpus part"),
+        _field("example_id", pa.string(), "unique id of the example"),
+        _field("text_hash", pa.binary(TEXT_HASH_BYTES), "first 128 bits of SHA-256 over the text columns"),
+        *(_field(f"text_{i}", pa.large_string(), f"text column {i}") for i in range(num_texts)),
+        _field("label", pa.int32(), "golden label as an index into the label names, -1 if unlabelled"),
+    ]
+    return pa.schema(fields)
+
+
+def classification_schema(num_labels: int) -> pa.Schema:
+    """Returns the layout of a classification shard (store format 1.0).
+
+    Columns: ``ordinal`` int64, ``example_id`` string, ``text_hash`` fixed_size_binary[16], ``logits``
+    fixed_size_list<float32>[num_labels], raw, in the teacher's native label order.
+    """
+    logits = pa.list_(pa.field("item", pa.float32(), nullable=False), num_labels)
+    return pa.schema(
+        [
+            _field("ordinal", pa.int64(), "0-based row of the corpus part"),
+            _field("example_id", pa.string(), "unique id of the example"),
+            _field(
+                "text_hash", pa.binary(TEXT_HASH_BYTES), "first 128 bits of SHA-256 over the text columns"
+            ),
+            _field("logits", logits, "raw logits, dimensionless, in the teacher's native label order"),
+        ]
+    )
+
+
+def open_rows(path: Path) -> pa.Table:
+    """Maps a materialised corpus part without copying it.
+
+    Raises:
+        DataError: The file is missing or is not an Arrow IPC file.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot be read as a materialised corpus part ({error})") from error
+
+
+def _field(name: str, type_: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, type_, nullable=False, metadata={"meaning": meaning})
