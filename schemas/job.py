@@ -66,7 +66,7 @@ class StageJob(Frozen):
         name: For people: such as ``tmkd/seed-17/stage-1``.
         output: Directory of the result (``model/``), metrics, checkpoints and status.
         init: Where the encoder's weights come from.
-        layers: Keep the first n layers of a ``layers`` init (set by the recipe).
+        init_hash: Hash of the weights that a ``layers`` init names, since a path may change its content.
         labels: Label names, in the order of the logits.
         parts: The corpus, part after part.
         dropped_rows: Path of a ``.npy`` int64 file of sorted corpus rows that are not to be used
@@ -83,6 +83,7 @@ class StageJob(Frozen):
     name: str
     output: str
     init: Annotated[LayersInit | ConfigInit | StudentInit, Field(discriminator="kind")]
+    init_hash: str | None = None
     max_length: int
     labels: tuple[str, ...]
     parts: tuple[PartSource, ...]

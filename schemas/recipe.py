@@ -252,12 +252,12 @@ class StoreOptions(Frozen):
 
 
 class LayersInit(Frozen):
-    """The first ``layers`` layers of a pretrained encoder, embeddings and pooler included."""
+    """The first ``layers`` layers of a pretrained encoder (all by default), embeddings and pooler included."""
 
     kind: Literal["layers"]
     model: str
     revision: str | None = None
-    layers: Count
+    layers: Count | None = None
 
 
 class ConfigInit(Frozen):
@@ -378,6 +378,8 @@ class Recipe(Frozen):
                 )
         for position, stage in enumerate(self.stages):
             self._check_stage(position, stage, names)
+        for arm in (self.student.arm, *self.compare.arms):
+            self._check_arm(arm)
         reserved = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
         if set(self.deepspeed) & (reserved | {"optimizer", "scheduler"}):
             raise ValueError(
@@ -407,6 +409,22 @@ class Recipe(Frozen):
             raise ValueError(f"{where}.teachers: a teacher is named twice")
         if isinstance(stage, FinetuneStage) and self.corpora[stage.corpus].label is None and stage.alpha < 1:
             raise ValueError(f"{where}.corpus: {stage.corpus!r} has no label column; use kind: pretrain")
+
+    def _check_arm(self, arm: Arm) -> None:
+        kinds = {stage.kind for stage in self.stages}
+        taught = [stage for stage in self.stages if stage.teachers]
+        if arm in ("tkd", "tmkd") and "pretrain" not in kinds:
+            raise ValueError(
+                f"arm {arm} has two stages, but no stage is of kind pretrain; use m-o-1 or 1-o-1"
+            )
+        if arm not in ("tkd", "tmkd") and "finetune" not in kinds:
+            raise ValueError(f"arm {arm} needs a stage of kind finetune")
+        if arm != "golden" and not taught:
+            raise ValueError(f"arm {arm} needs a stage that names teachers")
+        if arm == "m-o-m" and "1-o-1" not in (self.student.arm, *self.compare.arms):
+            raise ValueError("m-o-m is computed from the students of 1-o-1; add 1-o-1 to compare.arms")
+        if arm == "m-o-m" and self.student.arm == "m-o-m":
+            raise ValueError("m-o-m is an evaluation over several students; student.arm must be a single one")
 
     def teacher(self, name: str) -> Teacher:
         """Returns the teacher of that name."""

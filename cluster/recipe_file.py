@@ -1,0 +1,201 @@
+"""Recipes as files: YAML in, overrides applied, a frozen ``Recipe`` out, and back.
+
+Invariant: every error names the file, the field's path and what was expected
+(tests/cluster/test_recipe_file.py).
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from schemas.digest import replace_file
+from schemas.errors import RecipeError
+from schemas.recipe import Recipe
+
+
+def load_recipe(source: str, overrides: Sequence[str] = (), *, out: str | None = None) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        source: A path, or the name of a recipe that ships with tmkd, such as ``quickstart``.
+        overrides: ``dotted.path=value`` each; the value is YAML, list items go by index or by their
+            ``name``: ``stages.0.alpha=0.5``, ``teachers.t1.num_actors=2``.
+        out: Overrides the recipe's output root.
+
+    Raises:
+        RecipeError: The file is missing, no YAML mapping, or does not describe a recipe.
+    """
+    text = _read_source(source)
+    try:
+        document = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"is not YAML: {' '.join(str(error).split())}", source=source) from error
+    if not isinstance(document, dict):
+        raise RecipeError("expected a mapping of fields at the top level", source=source)
+    for override in overrides:
+        _apply_override(document, override)
+    if out is not None:
+        document["out"] = out
+    return parse_recipe(document, source=source)
+
+
+def parse_recipe(document: dict[str, Any], *, source: str | None = None) -> Recipe:
+    """Validates a recipe that is already a dictionary.
+
+    Raises:
+        RecipeError: The first error, and how many more there are.
+    """
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise _explain(error, source) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Returns the resolved recipe as YAML, defaults included."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Writes the resolved recipe atomically."""
+    replace_file(path, dump_recipe(recipe).encode())
+
+
+def shipped_recipes() -> tuple[str, ...]:
+    """Returns the names of the recipes that ship with tmkd."""
+    files = importlib.resources.files("recipes").iterdir()
+    return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping with a key given twice, of which YAML would silently keep the last."""
+
+
+def _construct_unique(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    mapping: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in mapping:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} is given twice", key_node.start_mark
+            )
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique)
+
+
+def _read_source(source: str) -> str:
+    path = Path(source)
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"cannot be read ({error})", source=source) from error
+    name = path.name.removesuffix(".yaml")
+    # `recipes/quickstart.yaml` also works where tmkd was installed from a wheel.
+    if name in shipped_recipes() and str(path.parent) in (".", "recipes"):
+        return (importlib.resources.files("recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+    known = ", ".join(shipped_recipes())
+    raise RecipeError(f"there is no such file; recipes that ship with tmkd: {known}", source=source)
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    steps = path.split(".")
+    if not separator or not all(steps):
+        raise RecipeError(f"--set wants dotted.path=value, got {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {path}: the value {text!r} is not YAML", field=path) from error
+    target: Any = document
+    for step in steps[:-1]:
+        target = _descend(target, step, path)
+    last = steps[-1]
+    if isinstance(target, list):
+        target[_list_position(target, last, path)] = value
+    elif isinstance(target, dict):
+        target[last] = value
+    else:
+        raise RecipeError(f"--set {path}: {last!r} is below a value that has no fields", field=path)
+
+
+def _descend(target: Any, step: str, path: str) -> Any:
+    if isinstance(target, list):
+        return target[_list_position(target, step, path)]
+    if isinstance(target, dict):
+        if target.get(step) is None:
+            target[step] = {}
+        return target[step]
+    raise RecipeError(f"--set {path}: {step!r} is below a value that has no fields", field=path)
+
+
+def _list_position(items: list[Any], step: str, path: str) -> int:
+    for position, item in enumerate(items):
+        if isinstance(item, dict) and item.get("name") == step:
+            return position
+    if step.isdigit() and int(step) < len(items):
+        return int(step)
+    names = [str(item["name"]) for item in items if isinstance(item, dict) and "name" in item]
+    expected = f"0 to {len(items) - 1}" + (f", or a name of {', '.join(names)}" if names else "")
+    raise RecipeError(f"--set {path}: no item {step!r}; expected {expected}", field=path)
+
+
+def _explain(error: ValidationError, source: str | None) -> RecipeError:
+    details = error.errors(include_url=False)
+    first = details[0]
+    path, parent = _walk_schema(first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key; expected one of {', '.join(sorted(parent.get('properties', {})))}"
+    elif "input" in first and isinstance(first["input"], str | int | float | bool | None):
+        message = f"{message}, got {first['input']!r}"
+    if len(details) > 1:
+        message = f"{message} (and {len(details) - 1} more errors)"
+    return RecipeError(message, source=source, field=".".join(path) or None)
+
+
+def _walk_schema(location: tuple[int | str, ...]) -> tuple[list[str], dict[str, Any]]:
+    """Follows an error's location through the recipe's JSON schema.
+
+    Returns:
+        The path as the recipe's author wrote it (pydantic adds the tag of a union), and the schema
+        of the mapping that holds the last step.
+    """
+    schema = Recipe.model_json_schema()
+    node: dict[str, Any] = schema
+    path: list[str] = []
+    parent = node
+    for step in location:
+        node = _resolve(node, schema)
+        tags = node.get("discriminator", {}).get("mapping", {})
+        if step in tags:
+            node = {"$ref": tags[step]}
+            continue
+        path.append(str(step))
+        parent = node
+        if isinstance(step, int):
+            node = node.get("items", {})
+        else:
+            maps = [*node.get("patternProperties", {}).values(), node.get("additionalProperties")]
+            value_schema = next((value for value in maps if isinstance(value, dict)), {})
+            node = node.get("properties", {}).get(step, value_schema)
+    return path, parent
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    options = [option for option in node.get("anyOf", []) if option.get("type") != "null"]
+    if len(options) == 1:
+        node = options[0]
+    if "$ref" in node:
+        return schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return node
