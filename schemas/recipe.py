@@ -252,7 +252,7 @@ class StoreOptions(Frozen):
 
 
 class LayersInit(Frozen):
-    """The first ``layers`` layers of a pretrained encoder (all by default), embeddings and pooler included."""
+    """The first ``layers`` layers (by default all) of a pretrained encoder, with embeddings and pooler."""
 
     kind: Literal["layers"]
     model: str

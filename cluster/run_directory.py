@@ -1,0 +1,86 @@
+"""Where things lie below the output root (DESIGN section 6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.recipe import Recipe
+from schemas.records import LOCK_FILE
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """``<out>`` and ``<out>/<name>``.
+
+    Attributes:
+        out: Root that all runs share.
+        run: Directory of this run.
+        stores: Root of the logit stores.
+    """
+
+    out: Path
+    run: Path
+    stores: Path
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RunDirectory:
+        """Returns the layout of a recipe's run; creates nothing."""
+        out = Path(recipe.out).absolute()
+        stores = Path(recipe.store.root).absolute() if recipe.store.root else out / "stores"
+        return cls(out, out / recipe.name, stores)
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.run / "recipe.yaml"
+
+    @property
+    def lock(self) -> Path:
+        """The stores and corpora that ``distill`` may read."""
+        return self.run / LOCK_FILE
+
+    @property
+    def corpora_lock(self) -> Path:
+        """The corpora as this run was planned."""
+        return self.run / "corpora.lock.json"
+
+    @property
+    def students(self) -> Path:
+        """All students of the comparison."""
+        return self.run / "students"
+
+    @property
+    def student(self) -> Path:
+        """The run's final student."""
+        return self.run / "student"
+
+    @property
+    def predictions(self) -> Path:
+        """Students' probabilities over the evaluation corpora, read once per final student."""
+        return self.run / "predictions"
+
+    @property
+    def evaluation(self) -> Path:
+        """The evaluation."""
+        return self.run / "evaluation.json"
+
+    @property
+    def timings(self) -> Path:
+        """Seconds of each step."""
+        return self.run / "timings.json"
+
+    @property
+    def teachers(self) -> Path:
+        """Teachers that tmkd trained, by fingerprint."""
+        return self.out / "teachers"
+
+    @property
+    def hash_cache(self) -> Path:
+        """Hashes of weight files, by path, size and time."""
+        return self.out / "cache" / "weights.json"
+
+    @property
+    def token_cache(self) -> Path:
+        """The student's tokens, by corpus, tokenizer and maximum length."""
+        return self.out / "cache" / "tokens"
