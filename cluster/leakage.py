@@ -63,4 +63,6 @@ def _shared_mask(table: pa.Table, known: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def _text_columns(table: pa.Table) -> list[pa.ChunkedArray]:
-    return [table.column(name) for name in table.column_names if name.startswith("text_") and name != "text_hash"]
+    return [
+        table.column(name) for name in table.column_names if name.startswith("text_") and name != "text_hash"
+    ]

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from schemas.job import PartSource, SoftTarget, StageJob
+from schemas.recipe import LayersInit, Training
+
+
+def job(**changes: Any) -> StageJob:
+    fields: dict[str, Any] = {
+        "name": "tmkd/seed-1/stage-1",
+        "output": "/runs/a",
+        "init": LayersInit(kind="layers", model="m", layers=2),
+        "max_length": 64,
+        "labels": ("a", "b"),
+        "parts": (PartSource(rows="/c/rows.arrow", fingerprint="f" * 64, plan_hash="p" * 64, num_rows=5),),
+        "soft_targets": (SoftTarget(head="t1", teachers=("t1",), stores=(("/stores/p-g",),)),),
+        "alpha": 0.5,
+        "training": Training(corpus="train"),
+        "selection_seed": 1,
+        "seed": 1,
+    }
+    return StageJob(**{**fields, **changes})
+
+
+def test_paths_and_names_do_not_change_the_fingerprint() -> None:
+    moved = job(
+        name="other",
+        output="/elsewhere",
+        threads=2,
+        parts=(PartSource(rows="/x/rows.arrow", fingerprint="f" * 64, plan_hash="p" * 64, num_rows=5),),
+        soft_targets=(SoftTarget(head="t1", teachers=("t1",), stores=(("/other/p-g/",),)),),
+    )
+    assert moved.fingerprint() == job().fingerprint()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 2},
+        {"alpha": 0.9},
+        {"init_hash": "x"},
+        {"dropped_rows": "/d/abc.npy"},
+        {"training": Training(corpus="train", learning_rate=1e-3)},
+        {"soft_targets": (SoftTarget(head="t1", teachers=("t1",), stores=(("/stores/p-h",),)),)},
+        {"parts": (PartSource(rows="/c/rows.arrow", fingerprint="e" * 64, plan_hash="p" * 64, num_rows=5),)},
+    ],
+)
+def test_what_changes_the_weights_changes_the_fingerprint(change: dict[str, Any]) -> None:
+    assert job(**change).fingerprint() != job().fingerprint()
+
+
+def test_the_golden_head_predicts_only_where_it_was_trained() -> None:
+    assert job().prediction_heads() == ("golden", "t1")
+    assert job(alpha=1.0).prediction_heads() == ("t1",)
+    assert job(alpha=0.0, soft_targets=()).prediction_heads() == ("golden",)
+
+
+def test_a_job_has_no_field_for_a_teachers_model() -> None:
+    names = set(StageJob.model_fields) | set(SoftTarget.model_fields)
+    assert not [name for name in names if "model" in name]

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from schemas.recipe import Recipe
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "name": "run",
+        "corpora": {
+            "train": {"labels": ["a", "b"], "text": ["x"], "parts": [{"kind": "file", "path": "t.jsonl"}]},
+            "raw": {
+                "labels": ["a", "b"],
+                "text": ["x"],
+                "label": None,
+                "parts": [{"kind": "file", "path": "u.jsonl"}],
+            },
+        },
+        "teachers": [{"name": "t1", "model": "some/model"}],
+        "student": {"init": {"kind": "layers", "model": "some/model", "layers": 2}},
+        "stages": [
+            {"kind": "pretrain", "corpus": "raw", "teachers": ["t1"]},
+            {"kind": "finetune", "corpus": "train", "teachers": ["t1"]},
+        ],
+    }
+    return {**base, **changes}
+
+
+def test_a_minimal_recipe_is_valid_and_frozen() -> None:
+    recipe = Recipe.model_validate(document())
+    assert recipe.stages[1].kind == "finetune"
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.name = "other"  # type: ignore[misc]
+
+
+def test_a_resolved_recipe_reads_back_as_itself() -> None:
+    recipe = Recipe.model_validate(document())
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"stages": [{"kind": "finetune", "corpus": "tain"}]}, "no corpus is named 'tain'"),
+        (
+            {"stages": [{"kind": "finetune", "corpus": "train", "teachers": ["t9"]}]},
+            "no teacher is named 't9'",
+        ),
+        ({"stages": [{"kind": "finetune", "corpus": "raw", "alpha": 0.5}]}, "no label column"),
+        (
+            {"stages": [{"kind": "finetune", "corpus": "train", "teachers": ["t1"]}]},
+            "arm tmkd has two stages",
+        ),
+        ({"teachers": [{"name": "t1"}]}, "either model or stores"),
+        ({"teachers": [{"name": "t1", "model": "m", "stores": ["s"]}]}, "either model or stores"),
+        ({"teachers": [{"name": "t1", "model": "m"}] * 2}, "distinct"),
+        ({"teachers": [{"name": "t1", "model": "m", "tokens_per_batch": 16}]}, "at least max_length"),
+        ({"deepspeed": {"train_batch_size": 8}}, "batch, optimizer and scheduler"),
+        ({"compare": {"arms": ["m-o-m"]}}, "m-o-m is computed"),
+        ({"compare": {"seeds": [1, 1]}}, "distinct"),
+        ({"name": "../escape"}, "pattern"),
+        ({"evaluation": {"corpora": ["nowhere"]}}, "no corpus is named 'nowhere'"),
+        ({"typo": 1}, "Extra inputs"),
+    ],
+)
+def test_impossible_recipes_say_what_is_wrong(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValidationError, match=expected):
+        Recipe.model_validate(document(**changes))
