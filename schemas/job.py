@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from schemas.digest import hash_value
-from schemas.recipe import ConfigInit, Frozen, LayersInit, Training
+from schemas.recipe import ConfigInit, Count, Frozen, LayersInit, Training
 
 GOLDEN_HEAD = "golden"
 JOB_FILE = "job.json"
@@ -36,12 +36,18 @@ class StudentInit(Frozen):
 
 
 class PartSource(Frozen):
-    """One corpus part: where ``rows.arrow`` lies, its fingerprint and the plan that its stores share."""
+    """One corpus part: where ``rows.arrow`` lies, its fingerprint and the plan that its stores share.
+
+    Attributes:
+        shard_rows: The plan's cut. The order of reading follows it also where no store is joined, so
+            it is checked against ``plan_hash``.
+    """
 
     rows: str
     fingerprint: str
     plan_hash: str
     num_rows: int
+    shard_rows: Count = 4096
 
 
 class SoftTarget(Frozen):
@@ -72,6 +78,7 @@ class StageJob(Frozen):
         dropped_rows: Path of a ``.npy`` int64 file of sorted corpus rows that are not to be used
             (they share a text with an evaluation split), named by the hash of its content, or None.
         soft_targets: One per soft head; none: golden labels only.
+        label_maps: By teacher: from its native label names to the job's, where they differ.
         alpha: Weight of the soft loss; 1: the golden head is neither trained nor used.
         training: Optimisation, row selection and early stopping.
         selection_seed: Seed of the held-out rows.
@@ -89,6 +96,7 @@ class StageJob(Frozen):
     parts: tuple[PartSource, ...]
     dropped_rows: str | None = None
     soft_targets: tuple[SoftTarget, ...] = ()
+    label_maps: dict[str, dict[str, str]] = Field(default_factory=dict)
     alpha: float
     soft_loss: Literal["mse", "kl"] = "mse"
     temperature: float = 1.0

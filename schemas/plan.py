@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from schemas.digest import hash_value, replace_file
 from schemas.errors import DataError
-from schemas.rows import TEXT_HASH_BYTES, fingerprint_rows
+from schemas.rows import TEXT_HASH_BYTES, fingerprint_columns
 
 PLAN_VERSION = 1
 _METADATA_KEY = b"tmkd.plan"
@@ -105,9 +105,7 @@ def make_plan(corpus_rows: pa.Table, shard_rows: int) -> Plan:
         shard_rows: Rows of one shard.
     """
     rows = corpus_rows.select(_SCHEMA.names).cast(_SCHEMA)
-    fingerprint = fingerprint_rows(
-        rows.column("example_id").to_pylist(), rows.column("text_hash").to_pylist()
-    )
+    fingerprint = fingerprint_columns(rows.column("example_id"), rows.column("text_hash"))
     return Plan(rows, cut_rows(rows.num_rows, shard_rows), fingerprint)
 
 
@@ -133,9 +131,7 @@ def read_plan(path: Path, *, expected_hash: str | None = None) -> Plan:
         header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         bounds = tuple(int(bound) for bound in header["bounds"])
         rows = table.replace_schema_metadata(None).cast(_SCHEMA)
-        fingerprint = fingerprint_rows(
-            rows.column("example_id").to_pylist(), rows.column("text_hash").to_pylist()
-        )
+        fingerprint = fingerprint_columns(rows.column("example_id"), rows.column("text_hash"))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a plan ({error})") from error
     ascending = all(low < high for low, high in itertools.pairwise(bounds))

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from schemas.digest import DocumentError, decode_document, encode_document
 from schemas.errors import DamagedStoreError
-from schemas.recipe import Frozen
+from schemas.recipe import Count, Frozen
 
 FORMAT_VERSION = "1.0"
 STORE_FILE = "STORE.json"
@@ -149,6 +149,7 @@ class LockedPart(Frozen):
 
     Attributes:
         rows: Path of ``rows.arrow``.
+        shard_rows: The plan's cut; the order of reading follows it.
         stores: From teacher name to the store's root.
     """
 
@@ -156,6 +157,7 @@ class LockedPart(Frozen):
     fingerprint: Hash
     plan_hash: Hash
     num_rows: Size
+    shard_rows: Count = 4096
     rows: str
     stores: dict[str, str] = Field(default_factory=dict)
 

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from schemas.digest import hash_value
@@ -19,6 +20,7 @@ from schemas.errors import DataError
 
 TEXT_HASH_BYTES = 16
 UNLABELLED = -1
+_FINGERPRINT_ROWS = 65536
 
 
 def hash_texts(texts: Sequence[str]) -> bytes:
@@ -40,6 +42,40 @@ def fingerprint_rows(example_ids: Iterable[str], text_hashes: Iterable[bytes]) -
         digest.update(data)
         digest.update(text_hash)
     return digest.hexdigest()
+
+
+def fingerprint_columns(example_ids: pa.ChunkedArray, text_hashes: pa.ChunkedArray) -> str:
+    """Returns ``fingerprint_rows`` of two equally long columns, in bounded memory and without a row's object.
+
+    Args:
+        example_ids: string[R], no nulls.
+        text_hashes: fixed_size_binary[16][R], no nulls.
+    """
+    digest = hashlib.sha256()
+    for start in range(0, len(example_ids), _FINGERPRINT_ROWS):
+        ids = example_ids.slice(start, _FINGERPRINT_ROWS).combine_chunks()
+        hashes = text_hashes.slice(start, _FINGERPRINT_ROWS).combine_chunks()
+        digest.update(_interleave(ids, hashes))
+    return digest.hexdigest()
+
+
+def _interleave(example_ids: pa.StringArray, text_hashes: pa.FixedSizeBinaryArray) -> memoryview:
+    """Lays rows out as ``fingerprint_rows`` hashes them: length, id, text hash."""
+    num_rows = len(example_ids)
+    _, offsets_buffer, data = example_ids.buffers()
+    offsets = np.frombuffer(offsets_buffer, np.int32, num_rows + 1, 4 * example_ids.offset).astype(np.int64)
+    lengths = np.diff(offsets)
+    fixed = 8 + TEXT_HASH_BYTES
+    starts = offsets[:-1] - offsets[0] + fixed * np.arange(num_rows)
+    result = np.empty(int(lengths.sum()) + fixed * num_rows, np.uint8)
+    result[starts[:, None] + np.arange(8)] = lengths.astype("<i8").view(np.uint8).reshape(num_rows, 8)
+    if data is not None:
+        ids = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
+        result[np.arange(len(ids)) + np.repeat(8 + fixed * np.arange(num_rows), lengths)] = ids
+    hashes = np.frombuffer(text_hashes.buffers()[1], np.uint8).reshape(-1, TEXT_HASH_BYTES)
+    hashes = hashes[text_hashes.offset : text_hashes.offset + num_rows]
+    result[(starts + 8 + lengths)[:, None] + np.arange(TEXT_HASH_BYTES)] = hashes
+    return result.data
 
 
 def corpus_key(part_fingerprints: Sequence[str]) -> str:
