@@ -1,0 +1,34 @@
+"""What a file system refuses, as errors that say what to do."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from schemas.errors import ResourceError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EROFS, errno.EPERM}
+_NO_LINKS = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+@contextmanager
+def translated_os_errors(root: Path) -> Iterator[None]:
+    """Turns a full disk, a missing permission and a missing feature into a ``ResourceError``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            message = (
+                f"{root}: the disk is full; committed shards are kept; "
+                "free space and run the same command again"
+            )
+        elif error.errno in _FORBIDDEN:
+            message = f"{root}: may not be written ({error.strerror}); check its owner and mount"
+        elif error.errno in _NO_LINKS:
+            message = f"{root}: this file system has no hard links; put the stores on another one"
+        else:
+            raise
+        raise ResourceError(message) from error
