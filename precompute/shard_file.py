@@ -21,7 +21,7 @@ import xxhash
 
 from schemas.plan import Plan, ShardTask
 from schemas.records import BatchRecord, ExcludedRow
-from schemas.rows import fingerprint_rows
+from schemas.rows import fingerprint_columns
 
 # An Arrow IPC file starts with "ARROW1" padded to 8 bytes, then the schema message.
 MAGIC_BYTES = 8
@@ -143,4 +143,4 @@ def _check_rows(table: pa.Table, plan: Plan, task: ShardTask, excluded: Sequence
     values = logits.flatten() if table.num_rows else pa.array([], pa.float32())
     if values.null_count or not np.isfinite(values.to_numpy(zero_copy_only=False)).all():
         raise ShardContentError("logits are not all finite")
-    return fingerprint_rows(chosen.column("example_id").to_pylist(), chosen.column("text_hash").to_pylist())
+    return fingerprint_columns(chosen.column("example_id"), chosen.column("text_hash"))
