@@ -1,0 +1,290 @@
+"""A logit store, read by rows of its corpus part (DESIGN sections 4 and 5).
+
+Shapes: B rows asked for, R rows of a batch, C classes.
+
+Invariants:
+    1. Reading starts at ``manifest.json``; it binds ``STORE.json``, the plan and the commit records,
+       and a change of any byte of them raises (tests/distill/test_store_reader.py).
+    2. A shard's bytes are checked before they are decoded (``distill.shard_file``).
+    3. What ``gather`` returns is a copy; mapped memory is never handed out writable
+       (tests/distill/test_store_reader.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from distill.shard_file import BatchColumns, ShardFile
+from schemas.digest import DocumentError, decode_document, hash_file
+from schemas.errors import DamagedStoreError, DataError, IncompleteStoreError, RefusedError, ResourceError
+from schemas.plan import Plan, read_plan
+from schemas.records import (
+    COMMIT_DIRECTORY,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    PLAN_FILE,
+    STORE_FILE,
+    CommitRecord,
+    Manifest,
+    ManifestShard,
+    StoreIdentity,
+    parse_record,
+)
+from schemas.rows import TEXT_HASH_BYTES
+
+MAX_MAPPED_SHARDS = 256
+"""Maps kept at once; an evicted shard is mapped and checked again when it is next touched."""
+
+Rows = npt.NDArray[np.int64]
+
+
+class LogitStore:
+    """One teacher's logits over one corpus part. Use ``LogitStore.open``.
+
+    Attributes:
+        root: The store's directory.
+        identity: What the store is.
+        plan: Rows and cut of the part.
+        records: The commit record of each shard.
+        excluded: Ordinals without logits, int64, ascending.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        identity: StoreIdentity,
+        plan: Plan,
+        records: tuple[CommitRecord, ...],
+        *,
+        verify: bool,
+    ) -> None:
+        self.root = root
+        self.identity = identity
+        self.plan = plan
+        self.records = records
+        self.excluded: Rows = _sorted_ordinals(records)
+        self._verify = verify
+        self._bounds = np.asarray(plan.bounds, np.int64)
+        sizes = [batch.rows for record in records for batch in record.batches]
+        # Of each batch, over the whole store: its first stored row, its shard, its place in the shard.
+        self._batch_starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._batch_shards = np.repeat(np.arange(len(records)), [len(r.batches) for r in records])
+        self._first_batches = np.searchsorted(self._batch_shards, np.arange(len(records) + 1))
+        self._mapped: OrderedDict[int, ShardFile] = OrderedDict()
+
+    @classmethod
+    def open(cls, root: str | Path, *, verify: bool = True) -> LogitStore:
+        """Opens a finished store.
+
+        Args:
+            root: The store's directory.
+            verify: Check the hashes of shard files: head and tail of each now, a record batch when
+                it is first touched. JSON records and the plan are always checked.
+
+        Raises:
+            IncompleteStoreError: There is no manifest.
+            DamagedStoreError: A file is missing, truncated, or does not match its hash.
+            RefusedError: The store has another format version.
+            ResourceError: A file may not be read.
+        """
+        path = Path(root)
+        if not path.is_dir():
+            raise DataError(f"store {path}: there is no such directory")
+        manifest_data = _read_bytes(path, MANIFEST_FILE)
+        _check_version(manifest_data, path, MANIFEST_FILE)
+        manifest = parse_record(manifest_data, Manifest, store=path, name=MANIFEST_FILE)
+        store_data = _read_bytes(path, STORE_FILE, sha256=manifest.store_sha256)
+        identity = parse_record(store_data, StoreIdentity, store=path, name=STORE_FILE)
+        plan = _read_plan(path, manifest)
+        records = tuple(_read_commit(path, shard) for shard in manifest.shards)
+        _check_binding(path, manifest, identity, plan, records)
+        store = cls(path, identity, plan, records, verify=verify)
+        for shard in range(len(records)):
+            store.shard_file(shard)
+        return store
+
+    @property
+    def native_labels(self) -> tuple[str, ...]:
+        """The teacher's label names in the order of its logits."""
+        return self.identity.native_labels
+
+    @property
+    def num_labels(self) -> int:
+        """C."""
+        return len(self.identity.native_labels)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows with logits: the part's rows without the excluded ones."""
+        return int(self._batch_starts[-1])
+
+    def stored_rows(self) -> Rows:
+        """Returns the rows of the part that have logits, int64, ascending."""
+        rows = np.arange(self.plan.num_rows, dtype=np.int64)
+        return np.delete(rows, self.excluded) if len(self.excluded) else rows
+
+    def gather(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """Copies the logits of ``rows``.
+
+        Args:
+            rows: int64[B], row numbers of the part, in any order.
+
+        Returns:
+            float32[B, C], raw logits in the native label order.
+
+        Raises:
+            DataError: A row is out of range or excluded.
+            DamagedStoreError: A touched batch does not match its hash.
+        """
+        result = np.empty((len(rows), self.num_labels), np.float32)
+        for positions, within, columns in self._locate(rows):
+            result[positions] = columns.logits_RC[within]
+        return result
+
+    def text_hashes(self, rows: Rows) -> npt.NDArray[np.uint8]:
+        """Copies the text hashes that the shards hold for ``rows``: uint8[B, 16]. Raises like ``gather``."""
+        result = np.empty((len(rows), TEXT_HASH_BYTES), np.uint8)
+        for positions, within, columns in self._locate(rows):
+            result[positions] = columns.text_hashes[within]
+        return result
+
+    def read_shard(self, shard: int) -> Iterator[BatchColumns]:
+        """Yields the checked batches of a shard in order, as views of the map.
+
+        Raises:
+            DamagedStoreError: A batch does not match its hash, or holds other rows than its record.
+        """
+        file = self.shard_file(shard)
+        for index in range(len(self.records[shard].batches)):
+            yield file.batch(index)
+
+    def shard_file(self, shard: int) -> ShardFile:
+        """Returns a shard's mapped file, mapping and checking it if it is not mapped."""
+        file = self._mapped.get(shard)
+        if file is None:
+            file = ShardFile(self.root, self.records[shard], self.num_labels, verify=self._verify)
+            self._mapped[shard] = file
+            if len(self._mapped) > MAX_MAPPED_SHARDS:
+                self._mapped.popitem(last=False)
+        else:
+            self._mapped.move_to_end(shard)
+        return file
+
+    def _locate(self, rows: Rows) -> Iterator[tuple[Rows, Rows, BatchColumns]]:
+        """Yields, for each touched batch: positions in ``rows``, rows within the batch, the batch."""
+        stored = self._stored_numbers(rows)
+        batches = np.searchsorted(self._batch_starts, stored, side="right") - 1
+        by_batch = np.argsort(batches, kind="stable")
+        touched, starts = np.unique(batches[by_batch], return_index=True)
+        for batch, positions in zip(touched.tolist(), np.split(by_batch, starts[1:]), strict=True):
+            shard = int(self._batch_shards[batch])
+            columns = self.shard_file(shard).batch(batch - int(self._first_batches[shard]))
+            yield positions, stored[positions] - self._batch_starts[batch], columns
+
+    def _stored_numbers(self, rows: Rows) -> Rows:
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.plan.num_rows):
+            raise DataError(
+                f"store {self.root}: rows {rows.min()} to {rows.max()} asked for, "
+                f"the part has {self.plan.num_rows}"
+            )
+        if not len(self.excluded):
+            return rows
+        before = np.searchsorted(self.excluded, rows, side="left")
+        hit = self.excluded[np.minimum(before, len(self.excluded) - 1)] == rows
+        if hit.any():
+            raise DataError(f"store {self.root}: row {rows[hit][0]} is excluded, it has no logits")
+        return rows - before
+
+
+def _sorted_ordinals(records: tuple[CommitRecord, ...]) -> Rows:
+    return np.array(sorted(row.ordinal for record in records for row in record.excluded), np.int64)
+
+
+def _read_bytes(root: Path, name: str, *, sha256: str | None = None) -> bytes:
+    try:
+        data = (root / name).read_bytes()
+    except FileNotFoundError as error:
+        if name == MANIFEST_FILE:
+            raise IncompleteStoreError(root) from error
+        raise DamagedStoreError(f"{name} is missing", store=root) from error
+    except PermissionError as error:
+        raise ResourceError(f"{root / name}: no permission to read it") from error
+    except OSError as error:
+        raise DamagedStoreError(f"{name} cannot be read ({error.strerror})", store=root) from error
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise DamagedStoreError(f"{name} does not match its hash", store=root)
+    return data
+
+
+def _read_plan(root: Path, manifest: Manifest) -> Plan:
+    try:
+        digest = hash_file(root / PLAN_FILE)
+    except FileNotFoundError as error:
+        raise DamagedStoreError(f"{PLAN_FILE} is missing", store=root) from error
+    except PermissionError as error:
+        raise ResourceError(f"{root / PLAN_FILE}: no permission to read it") from error
+    if digest != manifest.plan_sha256:
+        raise DamagedStoreError(f"{PLAN_FILE} does not match its hash", store=root)
+    try:
+        return read_plan(root / PLAN_FILE, expected_hash=manifest.plan_hash)
+    except DataError as error:
+        raise DamagedStoreError(error.message, store=root) from error
+
+
+def _check_version(data: bytes, root: Path, name: str) -> None:
+    try:
+        version = decode_document(data).get("format")
+    except DocumentError as error:
+        raise DamagedStoreError(f"{name} {error}", store=root) from error
+    if version != FORMAT_VERSION:
+        raise RefusedError(
+            f"store {root}: has format {version}, this tmkd reads {FORMAT_VERSION}; "
+            "open it with the tmkd that wrote it, or make it anew"
+        )
+
+
+def _read_commit(root: Path, shard: ManifestShard) -> CommitRecord:
+    name = f"{COMMIT_DIRECTORY}/{shard.record}"
+    data = _read_bytes(root, name, sha256=shard.record_sha256)
+    return parse_record(data, CommitRecord, store=root, name=name)
+
+
+def _check_binding(
+    root: Path, manifest: Manifest, identity: StoreIdentity, plan: Plan, records: tuple[CommitRecord, ...]
+) -> None:
+    """Checks that manifest, identity, plan and records describe one store, whole."""
+    owners = {(record.plan_hash, record.generation_hash) for record in records}
+    owners.add((identity.plan_hash, identity.generation_hash))
+    if owners != {(manifest.plan_hash, manifest.generation_hash)}:
+        raise DamagedStoreError("its records belong to different plans or teachers", store=root)
+    cut = [(record.shard, record.start, record.stop) for record in records]
+    if cut != [(task.shard, task.start, task.stop) for task in plan.tasks()]:
+        raise DamagedStoreError("its commit records do not cover the plan's shards", store=root)
+    for record in records:
+        _check_record(root, record)
+    if sum(record.num_rows for record in records) != manifest.num_rows:
+        raise DamagedStoreError("the manifest's number of rows is not that of its shards", store=root)
+
+
+def _check_record(root: Path, record: CommitRecord) -> None:
+    offset = 0
+    for region in record.regions():
+        if region.offset != offset:
+            raise DamagedStoreError(
+                "its commit record leaves a gap", store=root, shard=record.shard, offset=offset
+            )
+        offset += region.length
+    excluded = [row.ordinal for row in record.excluded]
+    inside = all(record.start <= ordinal < record.stop for ordinal in excluded)
+    rows = sum(batch.rows for batch in record.batches)
+    expected = record.stop - record.start - len(excluded)
+    if offset != record.num_bytes or not inside or not rows == record.num_rows == expected:
+        raise DamagedStoreError("its commit record does not add up", store=root, shard=record.shard)
+    if len(set(excluded)) != len(excluded):
+        raise DamagedStoreError("its commit record excludes a row twice", store=root, shard=record.shard)
