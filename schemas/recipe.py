@@ -34,10 +34,14 @@ class PartBase(Frozen):
         name: Prefix of the example ids; by default ``part<position>``, or the split's name.
         limit: Use the first ``limit`` rows only. It changes the plan: to use fewer rows of an
             existing store give ``rows`` in a stage instead.
+        text: The part's own names of the text columns, where they differ from the corpus's.
+        unlabelled: Ignore the part's label column: its labels belong to another task.
     """
 
     name: Name | None = None
     limit: Count | None = None
+    text: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)] | None = None
+    unlabelled: bool = False
 
 
 class HubPart(PartBase):
@@ -108,6 +112,8 @@ class Corpus(Frozen):
             raise ValueError("labels must be distinct")
         if self.question is not None and self.question not in self.text:
             raise ValueError("question must be one of the text columns")
+        if any(part.text is not None and len(part.text) != len(self.text) for part in self.parts):
+            raise ValueError("a part's text must name as many columns as the corpus's")
         names = self.part_names()
         if len(set(names)) != len(names):
             raise ValueError(f"part names must be distinct, got {', '.join(names)}")

@@ -1,0 +1,306 @@
+"""The command line ``tmkd``. Heavy libraries are imported by the commands that need them.
+
+Invariants:
+    1. ``tmkd --help`` loads none of torch, ray, deepspeed, transformers (tests/cluster/test_cli.py).
+    2. One line says what is wrong and what to do; a traceback only with ``--debug``.
+    3. With ``--json``, stdout carries exactly one JSON object.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.console import say, stderr_console
+from cluster.store_commands import store_app
+from schemas.errors import ResourceError, TmkdError
+
+# Typer carries click inside since 0.27: its usage errors are reached through what it exports.
+_UsageError: Any = typer.BadParameter.__base__
+
+app = typer.Typer(
+    name="tmkd",
+    help="Multi-teacher knowledge distillation from logit stores.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(store_app, name="store")
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a field: dotted.path=value. Repeatable.")
+]
+OutOption = Annotated[str | None, typer.Option("--out", help="Output root; overrides the recipe's.")]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster to join; also RAY_ADDRESS. Default: a local one.")
+]
+NewStoreOption = Annotated[
+    bool,
+    typer.Option("--new-store", help="Make a new store where one of the same names but another hash exists."),
+]
+ProcsOption = Annotated[int | None, typer.Option("--num-procs", min=1, help="Ranks; overrides the recipe's.")]
+HostfileOption = Annotated[Path | None, typer.Option("--hostfile", help="Hosts for the deepspeed launcher.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Multi-teacher knowledge distillation from logit stores."""
+    os.environ["TMKD_DEBUG"] = "1" if debug else os.environ.get("TMKD_DEBUG", "")
+    if version:
+        from importlib.metadata import version as installed_version
+
+        typer.echo(installed_version("tmkd"))
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    address: AddressOption = None,
+    new_store: NewStoreOption = False,
+    num_procs: ProcsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Teachers, stores, stages, evaluation and report; finished steps are skipped."""
+    from cluster.pipeline import RunOptions, run_recipe
+    from cluster.table import print_evaluation
+
+    options = RunOptions(address=address, new_store=new_store, num_procs=num_procs)
+    result = run_recipe(_load(recipe, overrides, out), options)
+    if as_json:
+        _print_json(
+            {"run": str(result.run), "report": str(result.report), "evaluation": str(result.evaluation)}
+        )
+        return
+    if result.evaluation is not None:
+        print_evaluation(result.evaluation)
+    say(f"student: {result.student}")
+    say(f"report:  {result.report}")
+
+
+@app.command()
+def precompute(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option("--teacher", help="Only this teacher. Repeatable.")
+    ] = None,
+    address: AddressOption = None,
+    new_store: NewStoreOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The teachers' logit stores."""
+    from cluster.pipeline import RunOptions, precompute_recipe
+
+    options = RunOptions(address=address, new_store=new_store, teachers=tuple(teacher or ()))
+    lock = precompute_recipe(_load(recipe, overrides, out), options)
+    stores = {
+        f"{name}/{part.part}": part.stores
+        for name, parts in lock.corpora.items()
+        for part in parts
+        if part.stores
+    }
+    if as_json:
+        _print_json({"stores": stores})
+        return
+    for where, roots in stores.items():
+        for name, root_path in roots.items():
+            typer.echo(f"{where}\t{name}\t{root_path}")
+
+
+@app.command()
+def distill(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    num_procs: ProcsOption = None,
+    hostfile: HostfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The students, from finished stores, through the deepspeed launcher."""
+    from cluster.pipeline import RunOptions, distill_recipe
+
+    options = RunOptions(num_procs=num_procs, hostfile=hostfile)
+    student = distill_recipe(_load(recipe, overrides, out), options)
+    if as_json:
+        _print_json({"student": str(student)})
+    else:
+        typer.echo(str(student))
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument, overrides: SetOption = None, out: OutOption = None, as_json: JsonOption = False
+) -> None:
+    """What a run would do: corpora, shards, teachers, students. Runs no model."""
+    from cluster.pipeline import describe_plan
+
+    description = describe_plan(_load(recipe, overrides, out))
+    if as_json:
+        _print_json(description)
+    else:
+        typer.echo(json.dumps(description, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def evaluate(
+    student: Annotated[Path, typer.Argument(help="A student's directory.")],
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Evaluate on the recipe's corpora.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Or on a labelled file.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Text columns of --data, comma-separated.")] = None,
+    label: Annotated[str, typer.Option(help="Label column of --data.")] = "label",
+    overrides: SetOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Accuracy, macro-F1, ECE, agreement with each teacher, parameters and examples/s."""
+    from cluster.student_commands import evaluate_on_file, evaluate_on_recipe
+    from cluster.table import print_evaluation
+    from schemas.errors import RecipeError
+
+    if (recipe is None) == (data is None):
+        raise RecipeError("evaluate wants either --recipe or --data")
+    if recipe is not None:
+        evaluation = evaluate_on_recipe(student, _load(recipe, overrides, out))
+    else:
+        evaluation = evaluate_on_file(student, Path(str(data)), _split(columns), label)
+    if as_json:
+        _print_json(evaluation.model_dump(mode="json"))
+    else:
+        print_evaluation(evaluation)
+
+
+@app.command()
+def predict(
+    student: Annotated[Path, typer.Argument(help="A student's directory.")],
+    data: Annotated[Path, typer.Option("--data", help="Rows to label: jsonl, parquet, arrow, csv, tsv.")],
+    columns: Annotated[str | None, typer.Option(help="Text columns; by default the student's own.")] = None,
+    question: Annotated[str | None, typer.Option(help="Column whose passages are ranked.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A jsonl file; default stdout.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Labels rows, and ranks the passages of each question where there is a question column."""
+    from cluster.student_commands import predict_file
+
+    lines = predict_file(student, data, _split(columns), question)
+    if as_json:
+        _print_json({"rows": lines})
+        return
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+        say(f"{len(lines)} rows: {output}")
+
+
+@app.command()
+def export(
+    student: Annotated[Path, typer.Argument(help="A student's directory.")],
+    output: Annotated[Path, typer.Argument(help="A new directory for the single-head checkpoint.")],
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Measure what folding costs on its corpora.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Or on a labelled file.")] = None,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Folds the heads into one: a checkpoint that plain transformers opens."""
+    from cluster.student_commands import export_student
+
+    loaded = _load(recipe, overrides, out) if recipe is not None else None
+    result = export_student(student, output, loaded, data)
+    if as_json:
+        _print_json(result)
+    else:
+        for key, value in result.items():
+            typer.echo(f"{key}\t{value}")
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="A run's directory.")], as_json: JsonOption = False
+) -> None:
+    """Writes a run's self-contained HTML page."""
+    from cluster.report import write_report
+
+    path = write_report(run_dir)
+    if as_json:
+        _print_json({"report": str(path)})
+    else:
+        typer.echo(str(path))
+
+
+def main() -> None:
+    """Entry point: runs a command and turns errors into one line and an exit code."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Runs ``tmkd`` with arguments.
+
+    Returns:
+        The exit code of DESIGN section 6.
+    """
+    try:
+        result = app(args=arguments, prog_name="tmkd", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except _UsageError as error:
+        error.show()
+        return 2
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted; what is committed is kept, and the same command goes on from there", 130)
+    except TmkdError as error:
+        return _fail(error.message, error.exit_code)
+    except OSError as error:
+        return _fail(*_explain_os_error(error))
+    except Exception as error:  # noqa: BLE001 - the boundary of the process
+        return _fail(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", 1)
+
+
+def _fail(message: str, exit_code: int) -> int:
+    if os.environ.get("TMKD_DEBUG") and sys.exc_info()[0] is not None:
+        stderr_console().print_exception()
+    say(f"tmkd: {' '.join(message.split())}")
+    return exit_code
+
+
+def _explain_os_error(error: OSError) -> tuple[str, int]:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}; free space and run the same command again", ResourceError.exit_code
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to write or read{where}; choose another --out", ResourceError.exit_code
+    return f"unexpected {type(error).__name__}: {error}; run again with --debug", 1
+
+
+def _load(recipe: str, overrides: list[str] | None, out: str | None) -> Any:
+    from cluster.recipe_file import load_recipe
+
+    return load_recipe(recipe, overrides or (), out=out)
+
+
+def _split(columns: str | None) -> tuple[str, ...] | None:
+    return tuple(column.strip() for column in columns.split(",")) if columns else None
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))

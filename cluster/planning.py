@@ -1,0 +1,117 @@
+"""Planning: each corpus that a recipe uses, materialised once and locked to the run.
+
+Invariant: a corpus that changed since the run was planned is refused; one that grew at its end
+gains a part (tests/cluster/test_planning.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.leakage import find_shared_rows, write_rows
+from cluster.run_directory import RunDirectory
+from precompute.corpus import MaterialisedPart, materialise_corpus
+from schemas.digest import DocumentError, read_document, write_document
+from schemas.errors import DataError, RefusedError
+from schemas.plan import make_plan
+from schemas.recipe import Recipe
+from schemas.records import LockedPart
+from schemas.rows import open_rows
+
+
+@dataclass(frozen=True)
+class PlannedCorpus:
+    """A corpus on disk.
+
+    Attributes:
+        parts: In order.
+        dropped_rows: File of the rows that share a text with an evaluation corpus, if any do.
+        num_dropped: How many they are.
+    """
+
+    parts: tuple[MaterialisedPart, ...]
+    dropped_rows: str | None = None
+    num_dropped: int = 0
+
+
+def plan_corpora(recipe: Recipe, directory: RunDirectory) -> dict[str, PlannedCorpus]:
+    """Materialises the corpora that a recipe's stages, teachers and evaluation use.
+
+    Raises:
+        CorpusError: A corpus cannot be used.
+        RefusedError: A corpus is not what this run was planned with.
+    """
+    names = dict.fromkeys(stage.corpus for stage in recipe.stages)
+    names |= dict.fromkeys(t.train.corpus for t in recipe.teachers if t.train is not None)
+    names |= dict.fromkeys(recipe.evaluation.corpora)
+    parts = {
+        name: materialise_corpus(name, recipe.corpora[name], data_root=recipe.data_root, out=directory.out)
+        for name in names
+    }
+    _check_lock(parts, directory.corpora_lock)
+    evaluation = [open_rows(part.rows_path) for name in recipe.evaluation.corpora for part in parts[name]]
+    planned = {name: PlannedCorpus(found) for name, found in parts.items()}
+    for name in dict.fromkeys(stage.corpus for stage in recipe.stages):
+        shared = find_shared_rows([open_rows(part.rows_path) for part in parts[name]], evaluation)
+        if len(shared):
+            path = write_rows(shared, directory.out / "cache" / "dropped")
+            planned[name] = PlannedCorpus(parts[name], str(path), len(shared))
+    return planned
+
+
+def locked_parts(
+    parts: tuple[MaterialisedPart, ...], shard_rows: int, stores: Mapping[tuple[str, str, str], Path]
+) -> tuple[LockedPart, ...]:
+    """Describes parts as ``distill`` reads them.
+
+    Args:
+        parts: Of one corpus.
+        shard_rows: The recipe's cut; parts with stores take the cut from their stores' plan.
+        stores: From (teacher, corpus, part) to the store's root.
+    """
+    return tuple(
+        LockedPart(
+            part=part.part,
+            fingerprint=part.fingerprint,
+            plan_hash=make_plan(open_rows(part.rows_path), shard_rows).plan_hash,
+            num_rows=part.num_rows,
+            shard_rows=shard_rows,
+            rows=str(part.rows_path),
+            stores={
+                teacher: str(root)
+                for (teacher, corpus, name), root in stores.items()
+                if (corpus, name) == (part.corpus, part.part)
+            },
+        )
+        for part in parts
+    )
+
+
+def _check_lock(parts: Mapping[str, tuple[MaterialisedPart, ...]], path: Path) -> None:
+    """Compares with the corpora as the run was planned, then writes them down."""
+    found = {name: [_describe(part) for part in items] for name, items in parts.items()}
+    known: dict[str, Any] = {}
+    if path.exists():
+        try:
+            known = read_document(path)["corpora"]
+        except (DocumentError, KeyError) as error:
+            raise DataError(f"{path} {error}; delete it to plan the run anew") from error
+    for name, items in known.items():
+        for before, now in zip(items, found.get(name, []), strict=False):
+            if before != now:
+                differing = [
+                    f"{key}: {before[key]} -> {now[key]}" for key in now if before.get(key) != now[key]
+                ]
+                raise RefusedError(
+                    f"corpus {name}/{before['part']} has changed since this run was planned; restore it, "
+                    "or give the run another name (--set name=...)",
+                    differing=differing,
+                )
+    write_document(path, {"corpora": {**known, **found}})
+
+
+def _describe(part: MaterialisedPart) -> dict[str, Any]:
+    return {"part": part.part, "rows": part.num_rows, "fingerprint": part.fingerprint[:16]}
