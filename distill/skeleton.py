@@ -184,7 +184,12 @@ def fit_tokenizer(tokenizer: Any, skeleton: Any) -> None:
     """Makes a tokenizer return only the inputs that the model takes (DistilBERT has no token types).
 
     The choice is saved with the tokenizer, so that an exported model opens in plain transformers.
+
+    Raises:
+        RecipeError: The tokenizer has no padding token.
     """
+    if tokenizer.pad_token_id is None:
+        raise RecipeError("the tokenizer has no padding token; choose another model", field=_FIELD)
     accepted = set(inspect.signature(skeleton.forward).parameters)
     if getattr(skeleton.config, "type_vocab_size", 2) < 2:
         accepted.discard("token_type_ids")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from distill.heads import HeadBank, HeadLayout, mean_probabilities
@@ -30,7 +31,7 @@ from distill.skeleton import (
     load_tokenizer,
     quiet_transformers,
 )
-from schemas.errors import DataError, RecipeError
+from schemas.errors import DataError, RecipeError, ResourceError
 from schemas.job import StudentInit
 from schemas.model_ref import resolve_model
 from schemas.recipe import ConfigInit, LayersInit
@@ -185,9 +186,11 @@ class MultiHeadStudent(nn.Module):
             directory: Made if it is absent.
             state_dict: This module's weights, where they lie elsewhere (gathered from ZeRO-3's
                 partitions, or of an earlier step); by default its own.
+
+        Raises:
+            ResourceError: The directory cannot be written.
         """
         path = Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
         weights = self.state_dict() if state_dict is None else state_dict
         inner = {
             key.removeprefix(_SKELETON_PREFIX): value.detach().to("cpu", torch.float32)
@@ -195,10 +198,14 @@ class MultiHeadStudent(nn.Module):
             else value.detach().cpu()
             for key, value in weights.items()
         }
-        with quiet_transformers():
-            self.skeleton.save_pretrained(path, state_dict=inner)
-            self.tokenizer.save_pretrained(path)
-        self.layout.save(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with quiet_transformers():
+                self.skeleton.save_pretrained(path, state_dict=inner)
+                self.tokenizer.save_pretrained(path)
+            self.layout.save(path)
+        except (OSError, SafetensorError) as error:
+            raise ResourceError(f"{path}: the student cannot be written ({error})") from error
 
 
 def _new_bank(skeleton: Any, num_outputs: int, layout: HeadLayout, seed: int) -> HeadBank:
