@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.recipe_file import dump_recipe, load_recipe, shipped_recipes, write_recipe
+from schemas.errors import RecipeError
+
+MINIMAL = """
+name: run
+corpora:
+  train: {labels: [a, b], text: [x], parts: [{kind: file, path: t.jsonl}]}
+teachers: [{name: t1, model: some/model}]
+student: {init: {kind: layers, model: some/model, layers: 2}, arm: m-o-1}
+stages: [{kind: finetune, corpus: train, teachers: [t1]}]
+"""
+
+
+@pytest.fixture
+def recipe_path(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    assert load_recipe(name).name
+
+
+def test_there_are_shipped_recipes() -> None:
+    assert {"quickstart", "rte"} <= set(shipped_recipes())
+
+
+def test_a_shipped_recipe_is_found_under_its_repository_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("recipes/rte.yaml").name == "rte"
+
+
+def test_overrides_reach_mappings_lists_and_named_items(recipe_path: Path) -> None:
+    recipe = load_recipe(
+        str(recipe_path),
+        [
+            "stages.0.alpha=0.5",
+            "teachers.t1.num_actors=2",
+            "store.shard_rows=7",
+            "deepspeed.bf16.enabled=true",
+        ],
+        out="elsewhere",
+    )
+    assert recipe.stages[0].kind == "finetune"
+    assert recipe.stages[0].alpha == 0.5
+    assert recipe.teachers[0].num_actors == 2
+    assert recipe.store.shard_rows == 7
+    assert recipe.deepspeed == {"bf16": {"enabled": True}}
+    assert recipe.out == "elsewhere"
+
+
+def test_a_written_recipe_reads_back_as_itself(recipe_path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(str(recipe_path))
+    write_recipe(recipe, tmp_path / "resolved.yaml")
+    assert load_recipe(str(tmp_path / "resolved.yaml")) == recipe
+    assert "alpha: 0.9" in dump_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "expected"),
+    [
+        ("stages.0.alpah=1", "stages.0.alpah", "unknown key; expected one of alpha, checkpoint_every_steps"),
+        (
+            "corpora.train.parts.0.pth=1",
+            "corpora.train.parts.0.pth",
+            "expected one of kind, limit, name, path",
+        ),
+        ("teachers.0.dtype=int8", "teachers.0.dtype", "got 'int8'"),
+        ("stages.0.alpha=2", "stages.0.alpha", "less than or equal to 1"),
+        ("corpora.train.parts.0.kind=fil", "corpora.train.parts.0", "'hub', 'file', 'pydocqa'"),
+        ("teachers.t2.dtype=float32", "teachers.t2.dtype", "a name of t1"),
+        ("name.x=1", "name.x", "has no fields"),
+        ("no-equals-sign", None, "dotted.path=value"),
+    ],
+)
+def test_an_error_names_the_field_and_what_was_expected(
+    recipe_path: Path, override: str, field: str | None, expected: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(recipe_path), [override])
+    assert caught.value.exit_code == 2
+    assert caught.value.field == field
+    assert expected in caught.value.message
+
+
+def test_an_error_names_the_file(recipe_path: Path) -> None:
+    recipe_path.write_text(MINIMAL + "typo: 1\n")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: typo: unknown key"):
+        load_recipe(str(recipe_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [", "is not YAML"),
+        ("- 1", "expected a mapping"),
+        (MINIMAL + "name: again\n", "given twice"),
+        ("", "mapping"),
+    ],
+)
+def test_what_is_no_recipe_says_so(recipe_path: Path, text: str, expected: str) -> None:
+    recipe_path.write_text(text)
+    with pytest.raises(RecipeError, match=expected):
+        load_recipe(str(recipe_path))
+
+
+def test_a_merge_key_may_be_overridden(recipe_path: Path) -> None:
+    recipe_path.write_text(
+        MINIMAL.replace("some/model}]", "some/model, <<: {max_length: 16, seed: 1}, max_length: 32}]")
+    )
+    with pytest.raises(RecipeError, match=r"teachers\.0\.seed"):
+        load_recipe(str(recipe_path))
+
+
+def test_a_missing_recipe_lists_the_shipped_ones() -> None:
+    with pytest.raises(RecipeError, match="quickstart"):
+        load_recipe("nowhere/quickstart.yaml")

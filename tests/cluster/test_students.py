@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from cluster.students import is_complete, run_job
+from schemas.errors import DataError, InterruptedRunError, RefusedError
+from schemas.job import PartSource, StageJob, StageStatus
+from schemas.recipe import LayersInit, Training
+
+
+def job(output: Path, **changes: Any) -> StageJob:
+    fields: dict[str, Any] = {
+        "name": "golden/seed-1/stage-1",
+        "output": str(output),
+        "init": LayersInit(kind="layers", model="m", layers=2),
+        "max_length": 64,
+        "labels": ("a", "b"),
+        "parts": (PartSource(rows="/c/rows.arrow", fingerprint="f" * 64, plan_hash="p" * 64, num_rows=5),),
+        "alpha": 0.0,
+        "training": Training(corpus="train"),
+        "selection_seed": 1,
+        "seed": 1,
+    }
+    return StageJob(**{**fields, **changes})
+
+
+class Trainer:
+    """Stands in for the launcher: writes the status that the trainer would."""
+
+    def __init__(self, state: Literal["complete", "preempted"] = "complete") -> None:
+        self.calls = 0
+        self.state = state
+
+    def __call__(self, path: Path, job: StageJob) -> StageStatus:
+        self.calls += 1
+        status = StageStatus(state=self.state, fingerprint=job.fingerprint(), step=3)
+        (path.parent / "status.json").write_text(status.model_dump_json())
+        return status
+
+
+def test_a_finished_job_is_not_run_again(tmp_path: Path) -> None:
+    trainer = Trainer()
+    assert run_job(job(tmp_path / "s"), trainer)
+    assert not run_job(job(tmp_path / "s"), trainer)
+    assert trainer.calls == 1
+
+
+def test_another_job_in_the_same_place_is_refused_and_the_fields_named(tmp_path: Path) -> None:
+    run_job(job(tmp_path / "s"), Trainer())
+    changed = job(tmp_path / "s", training=Training(corpus="train", learning_rate=1e-3))
+    with pytest.raises(RefusedError, match=r"training\.learning_rate: 5e-05 -> 0\.001") as caught:
+        run_job(changed, Trainer())
+    assert caught.value.exit_code == 4
+
+
+def test_a_stopped_job_is_an_interruption_and_goes_on_the_next_time(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRunError, match="step 3"):
+        run_job(job(tmp_path / "s"), Trainer("preempted"))
+    assert not is_complete(job(tmp_path / "s"))
+    assert run_job(job(tmp_path / "s"), Trainer())
+
+
+def test_a_damaged_job_file_is_a_data_error(tmp_path: Path) -> None:
+    run_job(job(tmp_path / "s"), Trainer())
+    (tmp_path / "s" / "job.json").write_text(json.dumps({"name": 3}))
+    with pytest.raises(DataError, match="cannot be read"):
+        is_complete(job(tmp_path / "s"))
