@@ -1,0 +1,228 @@
+"""The worker: one shard task goes in, one committed shard and a receipt come out. No Ray.
+
+Shapes: R rows of a shard, B rows of a batch, C labels.
+
+Invariants (tests/precompute/test_worker.py):
+    1. A shard's bytes depend on the job and the teacher alone, not on what the worker did before.
+    2. Rows that are not those of the store's plan are refused before the model runs.
+    3. Rows whose logits are not finite are named, and either fail the shard or are left out.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from precompute.batching import cut_batches
+from precompute.encode import encode_rows
+from precompute.store_writer import StoreWriter
+from precompute.tasks import ShardJob, ShardReceipt, WorkerSpec
+from precompute.teacher import LoadedTeacher, TokenisedRows
+from schemas.errors import CorpusError, TeacherError
+from schemas.records import ExcludedRow
+from schemas.rows import hash_texts, open_rows
+
+_NOT_FINITE = "logits are not finite"
+_NUM_NAMED_ROWS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _PreparedShard:
+    """Checked rows of a job, and their tokens."""
+
+    rows: pa.Table
+    tokens: TokenisedRows
+
+
+@dataclass(frozen=True, slots=True)
+class _ForwardResult:
+    """Logits of a shard, float32 ``[R, C]`` on the CPU, and what they took."""
+
+    logits_RC: npt.NDArray[np.float32]
+    num_padded_tokens: int
+    seconds: float
+
+
+class ShardWorker:
+    """Runs one teacher over shards, one at a time; the teacher is loaded once, at first need.
+
+    Attributes:
+        num_rows_done: Rows that went through the model so far; another thread may read it to see
+            that a long shard makes progress.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.num_rows_done = 0
+        self._spec = spec
+        self._lock = threading.Lock()
+        self._teacher: LoadedTeacher | None = None
+        self._stores: dict[str, StoreWriter] = {}
+        self._ahead: tuple[ShardJob, Future[_PreparedShard]] | None = None
+        self._tokeniser = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+
+    def load(self) -> LoadedTeacher:
+        """Loads the teacher if it is not loaded yet.
+
+        Raises:
+            TeacherError: See ``LoadedTeacher.load``.
+            ResourceError: See ``LoadedTeacher.load``.
+        """
+        with self._lock:
+            if self._teacher is None:
+                self._teacher = LoadedTeacher.load(self._spec)
+            return self._teacher
+
+    def prefetch(self, job: ShardJob) -> bool:
+        """Starts to tokenise a later job beside the one in ``process``; any thread may call it.
+
+        Returns:
+            False if another job is ahead already: at most one is.
+        """
+        with self._lock:
+            if self._ahead is not None:
+                return self._ahead[0] == job
+            self._ahead = (job, self._tokeniser.submit(self._prepare, job))
+            return True
+
+    def process(self, job: ShardJob) -> ShardReceipt:
+        """Computes one shard and commits it.
+
+        Raises:
+            CorpusError: The corpus's rows are not those of the store's plan.
+            TeacherError: Logits are not finite and the job says ``fail``.
+            ResourceError: Disk or device memory is full.
+        """
+        began = time.perf_counter()
+        prepared = self._take(job)
+        store = self._open_store(job.store_root)
+        result = self._run(prepared.tokens)
+        if result.logits_RC.shape[1] != len(store.identity.native_labels):
+            raise TeacherError(
+                f"gives {result.logits_RC.shape[1]} logits, its configuration names "
+                f"{len(store.identity.native_labels)} labels",
+                teacher=self._spec.teacher.name,
+                shard=job.task.shard,
+            )
+        finite_R: npt.NDArray[np.bool_] = np.all(np.isfinite(result.logits_RC), axis=1)
+        excluded = self._exclude(job, prepared.rows, finite_R)
+        rows = prepared.rows.filter(pa.array(finite_R)) if excluded else prepared.rows
+        batches = encode_rows(rows, result.logits_RC[finite_R], store.schema, job.batch_rows)
+        record, committed = store.write_shard(job.task, batches, excluded)
+        return ShardReceipt(
+            store_root=job.store_root,
+            shard=job.task.shard,
+            num_rows=record.num_rows,
+            num_excluded=len(record.excluded),
+            num_tokens=int(prepared.tokens.offsets[-1]),
+            num_padded_tokens=result.num_padded_tokens,
+            seconds=time.perf_counter() - began,
+            forward_seconds=result.seconds,
+            committed=committed,
+        )
+
+    def close(self) -> None:
+        """Ends the helper thread."""
+        self._tokeniser.shutdown(wait=True, cancel_futures=True)
+
+    def _take(self, job: ShardJob) -> _PreparedShard:
+        """Returns the prepared job: the one ahead if it is that, else prepared now."""
+        with self._lock:
+            ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == job:
+            return ahead[1].result()
+        if ahead is not None:
+            ahead[1].cancel()
+        return self._prepare(job)
+
+    def _prepare(self, job: ShardJob) -> _PreparedShard:
+        store = self._open_store(job.store_root)
+        task = job.task
+        rows = open_rows(Path(job.rows_path)).slice(task.start, task.num_rows)
+        names = [name for name in rows.column_names if name.startswith("text_") and name != "text_hash"]
+        texts = [rows.column(name).to_pylist() for name in names]
+        _check_rows(job, rows, texts, store)
+        return _PreparedShard(rows, self.load().tokenise(texts))
+
+    def _open_store(self, root: str) -> StoreWriter:
+        with self._lock:
+            if root not in self._stores:
+                self._stores[root] = StoreWriter.attach(Path(root))
+            return self._stores[root]
+
+    def _run(self, tokens: TokenisedRows) -> _ForwardResult:
+        teacher = self.load()
+        if self._spec.device == "cpu":
+            # Inside a Ray actor OMP_NUM_THREADS is 1 whatever its CPUs are; OpenMP keeps the number
+            # per thread, so it is set in the thread that computes.
+            torch.set_num_threads(self._spec.num_threads)
+        began = time.perf_counter()
+        indices: list[npt.NDArray[np.int64]] = []
+        outputs: list[torch.Tensor] = []
+        num_padded = 0
+        for indices_B in cut_batches(tokens.lengths, self._spec.teacher.tokens_per_batch):
+            batch = teacher.collate(tokens, indices_B)
+            # Logits stay on the device until the end: a copy each batch would wait for the GPU.
+            outputs.append(teacher.forward(batch))
+            indices.append(indices_B)
+            num_padded += batch["input_ids"].numel()
+            self.num_rows_done += len(indices_B)
+        sorted_RC = torch.cat(outputs).cpu().numpy()
+        logits_RC = np.empty_like(sorted_RC)
+        logits_RC[np.concatenate(indices)] = sorted_RC
+        return _ForwardResult(logits_RC, num_padded, time.perf_counter() - began)
+
+    def _exclude(
+        self, job: ShardJob, rows: pa.Table, finite_R: npt.NDArray[np.bool_]
+    ) -> tuple[ExcludedRow, ...]:
+        bad = rows.filter(pa.array(~finite_R))
+        if not bad.num_rows:
+            return ()
+        ids = bad.column("example_id").to_pylist()
+        if job.on_bad_row == "exclude":
+            ordinals = bad.column("ordinal").to_pylist()
+            return tuple(
+                ExcludedRow(ordinal=ordinal, example_id=example_id, reason=_NOT_FINITE)
+                for ordinal, example_id in zip(ordinals, ids, strict=True)
+            )
+        named = ids[:_NUM_NAMED_ROWS]
+        more = f" and {len(ids) - len(named)} more" if len(ids) > len(named) else ""
+        raise TeacherError(
+            f"{_NOT_FINITE} for {job.part} row {', '.join(named)}{more}; "
+            "set on_bad_row: exclude to leave such rows out",
+            teacher=self._spec.teacher.name,
+            shard=job.task.shard,
+            example_ids=named,
+        )
+
+
+def _check_rows(job: ShardJob, rows: pa.Table, texts: Sequence[Sequence[str]], store: StoreWriter) -> None:
+    """Compares rows with the plan: ids, and hashes of the texts as they are now.
+
+    Raises:
+        CorpusError: They differ.
+    """
+    ids = store.plan.example_ids(job.task)
+    hashes = [hash_texts(row) for row in zip(*texts, strict=True)]
+    corpus, _, part = job.part.partition("/")
+    if rows.column("example_id").to_pylist() != ids:
+        raise CorpusError("its example ids are not those of the store's plan", corpus=corpus, part=part)
+    planned = store.plan.text_hashes(job.task)
+    changed = [
+        example_id for example_id, ours, theirs in zip(ids, hashes, planned, strict=True) if ours != theirs
+    ]
+    if changed:
+        raise CorpusError(
+            f"the text of {changed[0]} ({len(changed)} rows in shard {job.task.shard}) has changed since "
+            "the plan; remove the materialised corpus and run the same command again",
+            corpus=corpus,
+            part=part or None,
+        )
