@@ -25,6 +25,7 @@ NUM_RELIABILITY_BINS = 15
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 NumRows = Annotated[int, Field(ge=0)]
 ModelKind = Literal["teacher", "ensemble", "student"]
+Over = Literal["seeds", "teachers"]
 
 
 class Interval(Frozen):
@@ -77,7 +78,8 @@ class ModelRow(Frozen):
         teacher: The one teacher of a student with one teacher.
         seeds: Empty for teachers; one for a single model; all of them for a mean row.
         over: What the row is a mean over; empty for a single model.
-        is_headline: Whether a short table shows the row: a teacher, the ensemble, an arm as a whole.
+        level: 0 for a line of its own (a teacher, the ensemble, an arm as a whole), 1 for one of the
+            teachers of an arm with one teacher, 2 for one of the seeds.
         accuracy: Share of rows whose most probable label is the golden one.
         accuracy_stderr: Of sampling the rows: the standard deviation of the rows' (mean) correctness
             over sqrt(rows); for a single model that is the binomial sqrt(p (1 - p) / n).
@@ -96,8 +98,8 @@ class ModelRow(Frozen):
     arm: Arm | None = None
     teacher: str | None = None
     seeds: tuple[int, ...] = ()
-    over: tuple[Literal["seeds", "teachers"], ...] = ()
-    is_headline: bool = True
+    over: tuple[Over, ...] = ()
+    level: Literal[0, 1, 2] = 0
     accuracy: Share
     accuracy_stderr: Annotated[float, Field(ge=0)]
     accuracy_interval: Interval
