@@ -135,7 +135,7 @@ def test_bfloat16_weights_come_back_from_the_float32_copy(stage: int) -> None:
     for name, value in weights.items():
         assert value.dtype == torch.float32
         # A step of 1e-5 is lost in bfloat16's 8 bits, but not in the float32 copy.
-        assert 0 < float((value - start[name].bfloat16().float()).abs().max()) or name.endswith("bias")
+        assert float((value - start[name].bfloat16().float()).abs().max()) > 0 or name.endswith("bias")
     changed = [float((value - start[name]).abs().max()) for name, value in weights.items()]
     assert max(changed) < 0.01
     engine.destroy()
@@ -148,7 +148,7 @@ def test_a_configuration_that_sets_what_the_stage_decides_is_refused(field: str)
 
 
 def test_another_clip_than_the_stages_is_refused() -> None:
-    with pytest.raises(RecipeError, match="max_grad_norm is 1.0"):
+    with pytest.raises(RecipeError, match="max_grad_norm is"):
         engine_config(make_job({"gradient_clipping": 0.3}), PLAN, 1)
 
 
