@@ -76,7 +76,8 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Teachers, stores, stages, evaluation and report; finished steps are skipped."""
-    from cluster.pipeline import RunOptions, run_recipe
+    from cluster.pipeline import run_recipe
+    from cluster.run_context import RunOptions
     from cluster.table import print_evaluation
 
     options = RunOptions(address=address, new_store=new_store, num_procs=num_procs)
@@ -105,7 +106,8 @@ def precompute(
     as_json: JsonOption = False,
 ) -> None:
     """The teachers' logit stores."""
-    from cluster.pipeline import RunOptions, precompute_recipe
+    from cluster.pipeline import precompute_recipe
+    from cluster.run_context import RunOptions
 
     options = RunOptions(address=address, new_store=new_store, teachers=tuple(teacher or ()))
     lock = precompute_recipe(_load(recipe, overrides, out), options)
@@ -133,7 +135,8 @@ def distill(
     as_json: JsonOption = False,
 ) -> None:
     """The students, from finished stores, through the deepspeed launcher."""
-    from cluster.pipeline import RunOptions, distill_recipe
+    from cluster.pipeline import distill_recipe
+    from cluster.run_context import RunOptions
 
     options = RunOptions(num_procs=num_procs, hostfile=hostfile)
     student = distill_recipe(_load(recipe, overrides, out), options)

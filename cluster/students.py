@@ -17,7 +17,7 @@ from schemas.digest import replace_file
 from schemas.errors import DataError, InterruptedRunError, RefusedError
 from schemas.job import JOB_FILE, STATUS_FILE, StageJob, StageStatus
 
-Launch = Callable[[Path, StageJob], StageStatus]
+Launch = Callable[[Path], StageStatus]
 
 
 def is_complete(job: StageJob) -> bool:
@@ -59,7 +59,7 @@ def run_job(job: StageJob, launch: Launch) -> bool:
     path = Path(job.output) / JOB_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, (json.dumps(job.model_dump(mode="json"), indent=1) + "\n").encode())
-    status = launch(path, job)
+    status = launch(path)
     if status.state == "preempted":
         raise InterruptedRunError(
             f"{job.name}: stopped at step {status.step}; the same command goes on from there",

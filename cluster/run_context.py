@@ -1,0 +1,77 @@
+"""A run under way: its recipe, its directory, its step log, and the flag that stops it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.console import say
+from cluster.recipe_file import write_recipe
+from cluster.run_directory import RunDirectory
+from cluster.steps import StepLog
+from schemas.errors import InterruptedRunError
+from schemas.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line adds to a recipe.
+
+    Attributes:
+        address: Of a Ray cluster; a local one by default.
+        new_store: Make a new store where one of the same names but another hash exists.
+        num_procs: Ranks of the trainer; the recipe's by default.
+        hostfile: For the deepspeed launcher.
+        teachers: Precompute only these; all by default.
+    """
+
+    address: str | None = None
+    new_store: bool = False
+    num_procs: int | None = None
+    hostfile: Path | None = None
+    teachers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run under way: what every step needs."""
+
+    recipe: Recipe
+    options: RunOptions
+    directory: RunDirectory
+    steps: StepLog
+    stop: threading.Event
+
+    @property
+    def num_threads(self) -> int:
+        """CPU threads of one rank."""
+        num_procs = self.options.num_procs or self.recipe.num_procs
+        return self.recipe.threads_per_proc or max(1, available_cpus() // num_procs)
+
+
+@contextmanager
+def start_run(recipe: Recipe, options: RunOptions) -> Iterator[Run]:
+    """Makes the run's directory, writes the resolved recipe, and turns signals into a stop.
+
+    Raises:
+        InterruptedRunError: SIGINT or SIGTERM came; what is committed is kept.
+    """
+    from precompute.interrupt import stop_on_signal
+
+    directory = RunDirectory.of(recipe)
+    directory.run.mkdir(parents=True, exist_ok=True)
+    write_recipe(recipe, directory.recipe)
+    say(f"run {directory.run}")
+    with stop_on_signal() as interrupt:
+        yield Run(recipe, options, directory, StepLog.open(directory.timings), interrupt.event)
+        if interrupt.signal_number is not None:
+            raise InterruptedRunError("interrupted", signal_number=interrupt.signal_number)
+
+
+def available_cpus() -> int:
+    """Returns the CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,87 @@
+"""The students of a run, one after another, and the final one's place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from functools import partial
+from pathlib import Path
+
+from cluster.arms import (
+    MODEL_DIRECTORY,
+    Inputs,
+    StudentRun,
+    stage_jobs,
+    student_runs,
+    taught_by,
+)
+from cluster.console import say
+from cluster.deepspeed_launch import launch_stage
+from cluster.run_context import Run
+from cluster.scoring import FinishedStudent
+from cluster.student_task import StudentTask, write_task
+from cluster.students import Launch, run_job
+from schemas.errors import InterruptedRunError
+from schemas.job import StageJob
+
+
+def train_students(run: Run, inputs: Inputs) -> tuple[FinishedStudent, ...]:
+    """Trains every student of the recipe; the first one returned is the run's final student.
+
+    Raises:
+        RefusedError: A student's directory holds another job's result.
+        TrainingError: The trainer failed.
+        InterruptedRunError: The run was asked to stop.
+    """
+    finished = []
+    for student in student_runs(run.recipe):
+        jobs = stage_jobs(run.recipe, student, inputs, run.directory.students)
+        for job in jobs:
+            if run.stop.is_set():
+                raise InterruptedRunError(f"stopped before {job.name}; the same command goes on from there")
+            if run_job(job, make_launch(run)):
+                say(f"  {job.name}: done")
+        finished.append(_finish(student, jobs[-1]))
+    return tuple(finished)
+
+
+def make_launch(run: Run) -> Launch:
+    """Returns what starts the trainer on a job file and waits for it."""
+    return partial(
+        launch_stage,
+        num_procs=run.options.num_procs or run.recipe.num_procs,
+        hostfile=run.options.hostfile,
+        stop=run.stop,
+    )
+
+
+def publish_student(run: Run, student: FinishedStudent) -> Path:
+    """Copies the final student to ``<run>/student``, whole or not at all, with what its task is."""
+    target = run.directory.student
+    last = run.recipe.stages[-1]
+    corpus = run.recipe.corpora[last.corpus]
+    task = StudentTask(
+        text=corpus.text,
+        labels=corpus.labels,
+        question=corpus.question,
+        arm=student.run.arm,
+        seed=student.run.seed,
+        teachers=taught_by(run.recipe),
+        fingerprint=student.fingerprint,
+    )
+    temporary = target.with_name(f".student.{uuid.uuid4().hex}.tmp")
+    shutil.copytree(student.directory, temporary)
+    write_task(task, temporary)
+    if target.exists():
+        discarded = target.with_name(f".student.{uuid.uuid4().hex}.old")
+        os.replace(target, discarded)
+        os.replace(temporary, target)
+        shutil.rmtree(discarded)
+    else:
+        os.replace(temporary, target)
+    return target
+
+
+def _finish(student: StudentRun, job: StageJob) -> FinishedStudent:
+    return FinishedStudent(student, Path(job.output) / MODEL_DIRECTORY, job.fingerprint())
