@@ -1,0 +1,208 @@
+"""Tests of listing, inspecting and verifying stores."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from cluster.catalog import inspect_store, list_stores, print_stores, verify_store
+from precompute.store_writer import StoreWriter
+from schemas.digest import hash_value
+from schemas.errors import DamagedStoreError, DataError, IncompleteStoreError
+from schemas.plan import Plan, make_plan
+from schemas.records import (
+    DATA_DIRECTORY,
+    LOCK_FILE,
+    ExcludedRow,
+    LockedPart,
+    StoreIdentity,
+    StoresLock,
+    encode_record,
+)
+from schemas.rows import hash_texts
+
+NUM_ROWS = 50
+SHARD_ROWS = 20
+BATCH_ROWS = 8
+
+
+def make_rows() -> pa.Table:
+    ids = [f"train/{row}" for row in range(NUM_ROWS)]
+    return pa.table(
+        {
+            "ordinal": pa.array(range(NUM_ROWS), pa.int64()),
+            "example_id": ids,
+            "text_hash": pa.array([hash_texts([name]) for name in ids], pa.binary(16)),
+        }
+    )
+
+
+def write_store(
+    root: Path, *, teacher: str = "t1", shards: int = 3, excluded: int | None = None
+) -> StoreWriter:
+    """Writes the first ``shards`` of three shards; finishes the store when that is all of them."""
+    plan = make_plan(make_rows(), SHARD_ROWS)
+    generation = {"weights": teacher, "keep": {"kind": "dense"}}
+    identity = StoreIdentity(
+        plan_hash=plan.plan_hash,
+        generation_hash=hash_value(generation),
+        generation=generation,
+        native_labels=("yes", "no"),
+        teacher=teacher,
+        corpus="pairs",
+        part="train",
+        produced_by={"torch": "2"},
+    )
+    writer = StoreWriter.open(root, identity, plan)
+    for task in plan.tasks()[:shards]:
+        left_out = [row for row in range(task.start, task.stop) if row == excluded]
+        kept = [row for row in range(task.start, task.stop) if row != excluded]
+        reasons = [ExcludedRow(ordinal=row, example_id=f"train/{row}", reason="NaN") for row in left_out]
+        writer.write_shard(task, make_batches(writer, plan, kept), reasons)
+    if shards == plan.num_shards:
+        writer.finish()
+    return writer
+
+
+def make_batches(writer: StoreWriter, plan: Plan, rows: list[int]) -> list[pa.RecordBatch]:
+    batches = []
+    for start in range(0, len(rows), BATCH_ROWS):
+        taken = plan.rows.take(rows[start : start + BATCH_ROWS]).combine_chunks()
+        values = np.repeat(taken.column("ordinal").to_numpy(), 2).astype(np.float32)
+        logits = pa.FixedSizeListArray.from_arrays(pa.array(values), type=writer.schema.field("logits").type)
+        columns = [taken.column(name).combine_chunks() for name in ("ordinal", "example_id", "text_hash")]
+        batches.append(pa.RecordBatch.from_arrays([*columns, logits], schema=writer.schema))
+    return batches
+
+
+def data_files(root: Path) -> list[Path]:
+    return sorted((root / DATA_DIRECTORY).glob("*.arrow"))
+
+
+def flip_byte(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_listing_tells_finished_unfinished_and_damaged_stores_apart(tmp_path: Path) -> None:
+    root = tmp_path / "stores"
+    write_store(root / "a", teacher="a")
+    write_store(root / "b", teacher="b", shards=2)
+    write_store(root / "c", teacher="c")
+    (root / "c" / "manifest.json").write_text("{}")
+    (root / "no-store").mkdir()
+    finished, unfinished, damaged = list_stores(root)
+    assert (finished.teacher, finished.is_complete, finished.num_rows) == ("a", True, 50)
+    assert (finished.corpus, finished.part, finished.policy) == ("pairs", "train", "dense")
+    assert (finished.num_committed, finished.num_shards) == (3, 3)
+    assert finished.num_bytes == sum(file.stat().st_size for file in data_files(root / "a"))
+    assert (unfinished.is_complete, unfinished.num_rows, unfinished.num_committed) == (False, 40, 2)
+    assert unfinished.num_shards == 3
+    assert damaged.problem is not None
+    assert "does not match its own digest" in damaged.problem
+
+
+def test_a_listing_names_the_runs_that_use_a_store(tmp_path: Path) -> None:
+    writer = write_store(tmp_path / "stores" / "a")
+    (tmp_path / "first").mkdir()
+    part = LockedPart(
+        part="train",
+        fingerprint=writer.plan.fingerprint,
+        plan_hash=writer.plan.plan_hash,
+        num_rows=NUM_ROWS,
+        rows="rows.arrow",
+        stores={"t1": str(tmp_path / "stores" / "a")},
+    )
+    (tmp_path / "first" / LOCK_FILE).write_bytes(encode_record(StoresLock(corpora={"pairs": (part,)})))
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / LOCK_FILE).write_text("{")
+    (store,) = list_stores(tmp_path / "stores")
+    assert store.runs == ("first",)
+
+
+def test_a_store_is_listed_by_its_own_root(tmp_path: Path) -> None:
+    write_store(tmp_path / "s")
+    assert [store.path for store in list_stores(tmp_path / "s")] == [str(tmp_path / "s")]
+
+
+def test_a_missing_directory_is_an_error_and_an_empty_one_is_not(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such directory"):
+        list_stores(tmp_path / "absent")
+    assert list_stores(tmp_path) == []
+
+
+def test_a_printed_listing_takes_names_literally(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", teacher="[bold]t[/bold]")
+    stream = io.StringIO()
+    print_stores(list_stores(tmp_path / "s"), Console(file=stream, width=200))
+    assert "[bold]t[/bold]" in stream.getvalue()
+    assert "complete" in stream.getvalue()
+
+
+def test_a_description_is_json_and_counts_excluded_rows(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", excluded=21)
+    described = inspect_store(tmp_path / "s", num_ids=2)
+    assert json.loads(json.dumps(described)) == described
+    assert (described["num_rows_planned"], described["num_rows"], described["num_excluded"]) == (50, 49, 1)
+    assert described["excluded"] == [{"ordinal": 21, "example_id": "train/21", "reason": "NaN"}]
+    assert described["first_ids"] == ["train/0", "train/1"]
+    assert described["native_labels"] == ["yes", "no"]
+    assert described["columns"]["logits"] == "fixed_size_list<item: float not null>[2]"
+    assert described["is_complete"]
+
+
+def test_a_directory_without_a_store_is_named(tmp_path: Path) -> None:
+    for look in (inspect_store, verify_store):
+        with pytest.raises(DataError, match=r"is no store, it has no STORE\.json"):
+            look(tmp_path)
+
+
+def test_a_sound_store_passes_both_verifications(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", excluded=0)
+    for deep in (False, True):
+        result = verify_store(tmp_path / "s", deep=deep)
+        assert (result["num_shards"], result["num_rows"], result["deep"]) == (3, 49, deep)
+
+
+def test_deep_verification_notices_a_flip_anywhere_in_a_data_file(tmp_path: Path) -> None:
+    write_store(tmp_path / "s")
+    path = data_files(tmp_path / "s")[1]
+    whole = path.read_bytes()
+    for offset in range(0, len(whole), 97):
+        flip_byte(path, offset)
+        with pytest.raises(DamagedStoreError, match=r"1 of 3 shards are damaged: shard 1") as caught:
+            verify_store(tmp_path / "s", deep=True)
+        assert caught.value.shard == 1
+        path.write_bytes(whole)
+
+
+def test_all_damaged_shards_are_named(tmp_path: Path) -> None:
+    write_store(tmp_path / "s")
+    first, _, last = data_files(tmp_path / "s")
+    first.unlink()
+    last.write_bytes(last.read_bytes()[:-1])
+    with pytest.raises(
+        DamagedStoreError, match=r"2 of 3 shards are damaged: shard 0.*missing.*shard 2.*bytes"
+    ):
+        verify_store(tmp_path / "s")
+
+
+def test_a_damaged_record_is_damage_without_a_deep_look(tmp_path: Path) -> None:
+    write_store(tmp_path / "s")
+    record = next((tmp_path / "s" / "commit").iterdir())
+    flip_byte(record, 40)
+    with pytest.raises(DamagedStoreError, match="commit/"):
+        verify_store(tmp_path / "s")
+
+
+def test_an_unfinished_store_is_not_verified(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", shards=2)
+    with pytest.raises(IncompleteStoreError):
+        verify_store(tmp_path / "s")
