@@ -66,9 +66,8 @@ class HeadLayout(Frozen):
         """
         unknown = [name for name in names if name not in self.heads]
         if unknown or not names:
-            raise ValueError(
-                f"no head is named {unknown or 'by an empty list'}; there are {list(self.heads)}"
-            )
+            wanted = ", ".join(unknown) or "(none given)"
+            raise ValueError(f"no head is named {wanted}; there are {', '.join(self.heads)}")
         return tuple(self.heads.index(name) for name in names)
 
     def save(self, directory: Path) -> None:
@@ -110,6 +109,12 @@ class HeadBank(nn.Linear):
     def __init__(self, width: int, layout: HeadLayout, *, bias: bool = True) -> None:
         super().__init__(width, layout.num_outputs, bias=bias)
         self.num_labels = len(layout.labels)
+
+    def reset_parameters(self) -> None:
+        """Zeroes the bank; the global random state of torch is left alone, unlike a plain Linear's."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def rows(self, index: int) -> slice:
         """Returns the rows of head ``index`` in ``weight`` and ``bias``."""

@@ -147,11 +147,15 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     """
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(path, revision=revision)
+            tokenizer: Any = AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
         raise RecipeError(
             f"{path}: has no tokenizer that can be loaded ({_shorten(error)})", field=_FIELD
         ) from error
+    # Where the files are missing transformers makes an empty tokenizer of the model's type.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise RecipeError(f"{path}: has no tokenizer (its vocabulary is empty)", field=_FIELD)
+    return tokenizer
 
 
 def find_classifier(skeleton: Any, num_outputs: int) -> str:
