@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,11 +52,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON
 
 @app.callback(invoke_without_command=True)
 def root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # noqa: ARG001
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Multi-teacher knowledge distillation from logit stores."""
-    os.environ["TMKD_DEBUG"] = "1" if debug else os.environ.get("TMKD_DEBUG", "")
     if version:
         from importlib.metadata import version as installed_version
 
@@ -263,6 +261,7 @@ def run_command(arguments: list[str]) -> int:
     Returns:
         The exit code of DESIGN section 6.
     """
+    debug = "--debug" in arguments
     try:
         result = app(args=arguments, prog_name="tmkd", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -270,17 +269,21 @@ def run_command(arguments: list[str]) -> int:
         error.show()
         return 2
     except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted; what is committed is kept, and the same command goes on from there", 130)
+        return _fail(
+            "interrupted; what is committed is kept, and the same command goes on from there", 130, debug
+        )
     except TmkdError as error:
-        return _fail(error.message, error.exit_code)
+        return _fail(error.message, error.exit_code, debug)
     except OSError as error:
-        return _fail(*_explain_os_error(error))
+        return _fail(*_explain_os_error(error), debug)
     except Exception as error:  # noqa: BLE001 - the boundary of the process
-        return _fail(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", 1)
+        return _fail(
+            f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", 1, debug
+        )
 
 
-def _fail(message: str, exit_code: int) -> int:
-    if os.environ.get("TMKD_DEBUG") and sys.exc_info()[0] is not None:
+def _fail(message: str, exit_code: int, debug: bool) -> int:
+    if debug and sys.exc_info()[0] is not None:
         stderr_console().print_exception()
     say(f"tmkd: {' '.join(message.split())}")
     return exit_code

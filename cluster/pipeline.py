@@ -147,9 +147,8 @@ def _make_stores(run: Run) -> tuple[dict[str, PlannedCorpus], StoresLock, dict[s
         planned = plan_corpora(run.recipe, run.directory)
     for name, corpus in planned.items():
         if corpus.num_dropped:
-            say(
-                f"  {name}: dropped {corpus.num_dropped} unlabelled rows that share a text with an evaluation set"
-            )
+            dropped = f"{corpus.num_dropped} unlabelled rows that share a text with an evaluation set"
+            say(f"  {name}: dropped {dropped}")
     models = train_teachers(run, planned)
     stores = make_run_stores(run, planned, models)
     shard_rows = run.recipe.store.shard_rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from cluster.console import say
 from cluster.recipe_file import write_recipe
 from cluster.run_directory import RunDirectory
 from cluster.steps import StepLog
-from schemas.errors import InterruptedRunError
+from precompute.interrupt import StopFlag, stop_on_signals
 from schemas.recipe import Recipe
 
 
@@ -44,7 +43,7 @@ class Run:
     options: RunOptions
     directory: RunDirectory
     steps: StepLog
-    stop: threading.Event
+    stop: StopFlag
 
     @property
     def num_threads(self) -> int:
@@ -55,21 +54,13 @@ class Run:
 
 @contextmanager
 def start_run(recipe: Recipe, options: RunOptions) -> Iterator[Run]:
-    """Makes the run's directory, writes the resolved recipe, and turns signals into a stop.
-
-    Raises:
-        InterruptedRunError: SIGINT or SIGTERM came; what is committed is kept.
-    """
-    from precompute.interrupt import stop_on_signal
-
+    """Makes the run's directory, writes the resolved recipe, and turns signals into a flag."""
     directory = RunDirectory.of(recipe)
     directory.run.mkdir(parents=True, exist_ok=True)
     write_recipe(recipe, directory.recipe)
     say(f"run {directory.run}")
-    with stop_on_signal() as interrupt:
-        yield Run(recipe, options, directory, StepLog.open(directory.timings), interrupt.event)
-        if interrupt.signal_number is not None:
-            raise InterruptedRunError("interrupted", signal_number=interrupt.signal_number)
+    with stop_on_signals() as stop:
+        yield Run(recipe, options, directory, StepLog.open(directory.timings), stop)
 
 
 def available_cpus() -> int:

@@ -22,7 +22,6 @@ from cluster.run_context import Run
 from cluster.scoring import FinishedStudent
 from cluster.student_task import StudentTask, write_task
 from cluster.students import Launch, run_job
-from schemas.errors import InterruptedRunError
 from schemas.job import StageJob
 
 
@@ -38,8 +37,7 @@ def train_students(run: Run, inputs: Inputs) -> tuple[FinishedStudent, ...]:
     for student in student_runs(run.recipe):
         jobs = stage_jobs(run.recipe, student, inputs, run.directory.students)
         for job in jobs:
-            if run.stop.is_set():
-                raise InterruptedRunError(f"stopped before {job.name}; the same command goes on from there")
+            run.stop.raise_if_set()
             if run_job(job, make_launch(run)):
                 say(f"  {job.name}: done")
         finished.append(_finish(student, jobs[-1]))
