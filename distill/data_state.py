@@ -99,8 +99,10 @@ def slice_rank(
 
     Args:
         step_rows: int64[n], the step's rows in order; 1 <= n <= the global batch.
-        rank, world_size: 0 <= rank < world_size.
-        micro_batch, num_micro_steps: M and K, from ``accumulation``.
+        rank: 0 <= rank < world_size.
+        world_size: Number of ranks.
+        micro_batch: M, from ``accumulation``.
+        num_micro_steps: K, from ``accumulation``.
     """
     count = len(step_rows)
     share = step_rows[rank * count // world_size : (rank + 1) * count // world_size]

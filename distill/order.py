@@ -114,7 +114,8 @@ def order(key: OrderKey, epoch: int, rows: Rows, shard_bounds: Rows, start: int,
         epoch: 0-based.
         rows: int64[R], selected rows of the corpus, ascending.
         shard_bounds: int64[S + 1], from 0 to the number of rows of the corpus.
-        start, stop: Positions, 0 <= start <= stop <= R.
+        start: First position.
+        stop: Position after the last; 0 <= start <= stop <= R.
 
     Returns:
         int64[stop - start].

@@ -1,0 +1,111 @@
+"""One materialised corpus part, mapped: golden labels, text hashes and texts by row.
+
+Invariants (tests/distill/test_join.py):
+    1. ``rows.arrow`` holds the rows that its fingerprint says.
+    2. The cut that seeds the order is the plan's, also where no store is joined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from schemas.errors import DataError, RefusedError
+from schemas.job import PartSource
+from schemas.plan import Plan, cut_rows
+from schemas.rows import TEXT_HASH_BYTES, UNLABELLED, corpus_schema, fingerprint_columns, open_rows
+
+
+@dataclass(frozen=True)
+class CorpusPart:
+    """A mapped corpus part.
+
+    Attributes:
+        source: What the job says of it.
+        table: Its rows, mapped.
+        bounds: int64[S + 1], the plan's shard bounds.
+    """
+
+    source: PartSource
+    table: pa.Table
+    bounds: npt.NDArray[np.int64]
+
+    @classmethod
+    def open(cls, source: PartSource, *, bounds: tuple[int, ...] | None = None) -> CorpusPart:
+        """Maps a part and checks that it is the one that the job names.
+
+        Args:
+            source: The part.
+            bounds: Shard bounds of the plan of a store that belongs to it; None: ``source.shard_rows``
+                gives them.
+
+        Raises:
+            DataError: ``rows.arrow`` is missing or has another layout.
+            RefusedError: The corpus has changed, or the cut is not the plan's.
+        """
+        table = open_rows(Path(source.rows))
+        num_texts = sum(name.startswith("text_") and name != "text_hash" for name in table.column_names)
+        if not table.schema.equals(corpus_schema(num_texts), check_metadata=False):
+            raise DataError(
+                f"{source.rows}: has columns {', '.join(table.column_names)}, not a corpus part's"
+            )
+        found = fingerprint_columns(table.column("example_id"), table.column("text_hash"))
+        if table.num_rows != source.num_rows or found != source.fingerprint:
+            raise RefusedError(
+                f"{source.rows}: the corpus changed since it was planned; run `tmkd precompute` again",
+                differing=(
+                    f"fingerprint: {source.fingerprint[:16]} -> {found[:16]}",
+                    f"rows: {source.num_rows} -> {table.num_rows}",
+                ),
+            )
+        cut = bounds if bounds is not None else cut_rows(table.num_rows, source.shard_rows)
+        plan_hash = Plan(table, cut, found).plan_hash
+        if plan_hash != source.plan_hash:
+            raise RefusedError(
+                f"{source.rows}: its cut into shards is not the plan's",
+                differing=(f"plan: {source.plan_hash[:16]} -> {plan_hash[:16]}",),
+            )
+        return cls(source, table, np.asarray(cut, np.int64))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the part."""
+        return self.source.num_rows
+
+    def labels(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Copies the golden labels of rows [start, stop): int64, -1 where unlabelled."""
+        return self.table.column("label").slice(start, stop - start).to_numpy().astype(np.int64)
+
+    def text_hashes(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Returns the text hashes of rows [start, stop): uint8[stop - start, 16], maybe a view of the map."""
+        column = self.table.column("text_hash").slice(start, stop - start).combine_chunks()
+        flat = np.frombuffer(column.buffers()[1], np.uint8) if stop > start else np.empty(0, np.uint8)
+        return flat.reshape(-1, TEXT_HASH_BYTES)[column.offset : column.offset + stop - start]
+
+    def take_labels(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Copies the golden labels of scattered rows: int64[B]."""
+        return self.table.column("label").take(pa.array(rows)).to_numpy().astype(np.int64)
+
+    def take_text_hashes(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Copies the text hashes of scattered rows: uint8[B, 16]."""
+        column = self.table.column("text_hash").take(pa.array(rows)).combine_chunks()
+        return np.frombuffer(column.buffers()[1], np.uint8, len(rows) * TEXT_HASH_BYTES).reshape(
+            -1, TEXT_HASH_BYTES
+        )
+
+    def check_labels(self, num_labels: int) -> None:
+        """Checks that golden labels are -1 or below ``num_labels``.
+
+        Raises:
+            DataError: One is not.
+        """
+        labels = self.table.column("label").to_numpy()
+        if len(labels) and (labels.min() < UNLABELLED or labels.max() >= num_labels):
+            raise DataError(
+                f"{self.source.rows}: golden labels reach from {labels.min()} to {labels.max()}, "
+                f"the job has {num_labels} labels"
+            )
