@@ -26,12 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from cluster.deepspeed_command import build_command, build_environment, die_with_parent
 from cluster.metrics_follower import MetricsFollower
 from cluster.process_session import end_session
-from distill.stage_directory import StageDirectory
+from distill.stage_directory import StageDirectory, read_job
 from schemas.errors import DataError, RecipeError, RefusedError, ResourceError, TmkdError, TrainingError
 from schemas.job import StageJob, StageStatus
 
@@ -90,22 +88,6 @@ def launch_stage(
             break
         _LOGGER.warning("the port of the ranks was taken; trying another one")
     return _conclude(directory, job, outcome, text, log)
-
-
-def read_job(path: Path) -> StageJob:
-    """Reads a job's file.
-
-    Raises:
-        RecipeError: It is missing or is no job.
-    """
-    try:
-        return StageJob.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise RecipeError(f"cannot be read ({error.strerror})", source=str(path)) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(step) for step in first["loc"])
-        raise RecipeError(first["msg"], source=str(path), field=field) from error
 
 
 @dataclass(frozen=True, slots=True)

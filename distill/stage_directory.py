@@ -19,8 +19,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from schemas.digest import DocumentError, encode_document, read_document, replace_file, sync_directory
-from schemas.errors import RefusedError, ResourceError
+from schemas.digest import replace_file, sync_directory
+from schemas.errors import RecipeError, RefusedError, ResourceError
 from schemas.job import STATUS_FILE, StageJob, StageStatus
 
 MODEL_DIRECTORY = "model"
@@ -93,7 +93,7 @@ class StageDirectory:
 
     def write_status(self, status: StageStatus, *, rank: int = 0) -> None:
         """Replaces the status; a rank above 0 writes beside it, and only when it fails."""
-        replace_file(self._status_path(rank), encode_document(status.model_dump(mode="json")))
+        replace_file(self._status_path(rank), (status.model_dump_json(indent=1) + "\n").encode())
 
     def read_status(self) -> StageStatus | None:
         """Returns rank 0's status, or None if there is none that can be read."""
@@ -145,6 +145,22 @@ class StageDirectory:
         return self.path / (STATUS_FILE if rank == 0 else f"status.rank{rank}.json")
 
 
+def read_job(path: Path) -> StageJob:
+    """Reads a job's file.
+
+    Raises:
+        RecipeError: It is missing or is no job.
+    """
+    try:
+        return StageJob.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RecipeError(f"cannot be read ({error.strerror})", source=str(path)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(step) for step in first["loc"])
+        raise RecipeError(first["msg"], source=str(path), field=field) from error
+
+
 def publish_directory(target: Path, write: Callable[[Path], None]) -> None:
     """Lets ``write`` fill a temporary directory beside ``target``, syncs it, and renames it.
 
@@ -175,6 +191,6 @@ def sync_files(directory: Path) -> None:
 
 def _read_status(path: Path) -> StageStatus | None:
     try:
-        return StageStatus.model_validate(read_document(path))
-    except (OSError, DocumentError, ValidationError):
+        return StageStatus.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
         return None

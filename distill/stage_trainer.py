@@ -1,0 +1,314 @@
+"""One stage of training on one rank, from its first or a checkpoint's step to the finished model.
+
+Invariants (tests/distill/test_trainer.py):
+    1. The result depends neither on accumulation nor on the number of ranks, up to rounding.
+    2. Killed at any step and started again: the same weights, bit for bit, on one CPU thread. Dropout
+       is seeded anew in each step from seed, step and rank, so there is no random state to restore.
+    3. No teacher is opened; neither precompute nor ray is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from distill.checkpoint import CheckpointDirectory
+from distill.data_state import DataState
+from distill.engine import (
+    build_engine,
+    gather_weights,
+    is_partitioned,
+    load_engine,
+    save_engine,
+    take_step,
+    zero_stage,
+)
+from distill.held_out import HeldOutSums
+from distill.loader import Batch, Step
+from distill.metrics_log import MetricsLog
+from distill.objective import Objective
+from distill.progress import StageProgress
+from distill.selection import Selection, selection_metric
+from distill.stage_data import StageData
+from distill.stage_directory import StageDirectory, publish_directory
+from distill.stop_request import StopRequest
+from distill.student import MultiHeadStudent
+from schemas.errors import RecipeError, TrainingError
+from schemas.job import StageJob, StageStatus
+
+State = Literal["running", "complete", "preempted"]
+
+
+class StageTrainer:
+    """Trains a stage; every rank makes one and calls ``run``.
+
+    Attributes:
+        job: What to train.
+        step: Optimizer steps done.
+    """
+
+    def __init__(
+        self,
+        job: StageJob,
+        directory: StageDirectory,
+        stop: StopRequest,
+        student: MultiHeadStudent,
+        data: StageData,
+    ) -> None:
+        self.job = job
+        self.step = 0
+        self._directory = directory
+        self._checkpoints = CheckpointDirectory(directory.checkpoints)
+        self._stop = stop
+        self._student = student
+        self._data = data
+        self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        self._objective = Objective.of(job)
+        self._engine = build_engine(student, job, data.plan)
+        self._state: DataState = data.loader.start()
+        self._selection = Selection(selection_metric(job), job.training.patience)
+        self._log: MetricsLog | None = None
+        self._progress: StageProgress | None = None
+
+    def run(self, *, keep_checkpoints: bool = False) -> State:
+        """Trains to the end, or until it is asked to stop.
+
+        Args:
+            keep_checkpoints: Do not delete them once the stage is complete.
+
+        Returns:
+            ``complete`` or ``preempted``.
+
+        Raises:
+            RefusedError: The checkpoints belong to another job.
+            TrainingError: The loss is not finite any more.
+            DataError: A store or the corpus is damaged.
+        """
+        self._resume()
+        outcome: State = "running"
+        with self._records():
+            remaining = self._data.plan.total_steps - self.step
+            with closing(self._data.loader.steps(self._state, remaining)) as steps:  # type: ignore[type-var]
+                for step in steps:
+                    outcome = self._advance(step)
+                    if outcome != "running":
+                        break
+            if outcome != "preempted":
+                self._finish()
+                outcome = "complete"
+        self._write_status(outcome)
+        if outcome == "complete" and self._rank == 0 and not keep_checkpoints:
+            self._checkpoints.delete()
+        return outcome
+
+    def _resume(self) -> None:
+        found: list[Any] = [None, None]
+        if self._rank == 0:
+            # One rank decides, so that all load the same checkpoint.
+            checkpoint = self._checkpoints.find(self.job.fingerprint(), self._world_size)
+            if checkpoint is not None:
+                found = [checkpoint.tag, checkpoint.state]
+        dist.broadcast_object_list(found, src=0, device=self._engine.device)
+        tag, state = found
+        if tag is not None:
+            load_engine(self._engine, self._directory.checkpoints, tag)
+            self.step = state["step"]
+            self._state = DataState.model_validate(state["data"])
+            self._selection = Selection.from_json(state["selection"])
+        self._write_status("running")
+
+    @contextmanager
+    def _records(self) -> Iterator[None]:
+        if self._rank != 0:
+            yield
+            return
+        total = self._data.plan.total_steps
+        self._log = MetricsLog(self._directory.metrics, self._directory.tensorboard, self.step)
+        self._progress = StageProgress(self.job.name, total, self.step)
+        try:
+            yield
+        finally:
+            self._progress.close()
+            self._log.close()
+
+    def _advance(self, step: Step) -> State:
+        """Takes one optimizer step and what is due after it."""
+        epoch = self._state.epoch
+        asked = self._take_step(step, epoch)
+        self.step += 1
+        self._state = step.state
+        is_last = self.step == self._data.plan.total_steps
+        evaluated = len(self._data.held_out) > 0 and (is_last or self._is_due(step, "eval"))
+        if evaluated:
+            self._evaluate(epoch)
+            if self._selection.wants_stop:
+                return "complete"
+        if is_last:
+            return "running"
+        if asked or evaluated or self._is_due(step, "checkpoint"):
+            self._save_checkpoint()
+        return "preempted" if asked else "running"
+
+    def _is_due(self, step: Step, what: Literal["eval", "checkpoint"]) -> bool:
+        training = self.job.training
+        every = training.eval_every_steps if what == "eval" else training.checkpoint_every_steps
+        return step.ends_epoch if every is None else self.step % every == 0
+
+    def _take_step(self, step: Step, epoch: int) -> bool:
+        """Puts the micro-batches through and steps; returns whether any rank was asked to stop."""
+        start_s = time.monotonic()
+        engine = self._engine
+        engine.train()
+        torch.manual_seed(_step_seed(self.job.seed, self.step, self._rank))
+        sums = torch.zeros(4, dtype=torch.float64, device=engine.device)
+        learning_rate, norm = float(engine.get_lr()[0]), 0.0
+        for number, batch in enumerate(step.batches):
+            losses = self._objective.sum_losses(*self._forward(batch))
+            # DeepSpeed averages over ranks; the sum over all of them is divided by their rows.
+            scale = self._world_size / batch.real_count_in_step
+            engine.backward(losses.total * scale, scale_wrt_gas=False)
+            sums[:3] += torch.stack([losses.total.detach(), losses.golden, losses.soft]).double()
+            if number + 1 < len(step.batches):
+                engine.step()
+            else:
+                norm = take_step(engine, self.job.training.max_grad_norm)
+        sums[3] = float(self._stop.is_set())
+        dist.all_reduce(sums)
+        loss, golden, soft, asked = sums.tolist()
+        count = step.batches[0].real_count_in_step
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise TrainingError(
+                f"{self.job.name}: the loss is {loss / count} and the gradient's norm {norm} in step "
+                f"{self.step + 1}; lower learning_rate"
+            )
+        self._record(
+            {
+                "kind": "step",
+                "step": self.step + 1,
+                "total_steps": self._data.plan.total_steps,
+                "epoch": epoch,
+                "loss": loss / count,
+                "golden_loss": golden / count if self._objective.uses_golden else None,
+                "soft_loss": soft / count if self._objective.num_soft else None,
+                "lr": learning_rate,
+                "grad_norm": norm,
+                "rows_per_s": count / (time.monotonic() - start_s),
+            }
+        )
+        return asked > 0
+
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        device = self._engine.device
+        logits_BHC = self._engine(**{name: value.to(device) for name, value in batch.input.items()})
+        return logits_BHC, batch.labels.to(device), batch.logits_BNC.to(device), batch.weights.to(device)
+
+    def _evaluate(self, epoch: int) -> None:
+        sums = HeldOutSums.empty(len(self.job.labels), self._engine.device)
+        self._engine.eval()
+        with torch.no_grad():
+            for batch in self._data.loader.evaluate(self._data.held_out, self.job.training.max_micro_batch):
+                logits_BHC, labels_B, teacher_BNC, weights_B = self._forward(batch)
+                losses = self._objective.sum_losses(logits_BHC, labels_B, teacher_BNC, weights_B)
+                sums.add(logits_BHC, labels_B, weights_B, losses)
+        sums.share()
+        objective = self._objective
+        measures = sums.measures(golden=objective.uses_golden, soft=objective.num_soft > 0)
+        metric = self._selection.metric
+        if metric not in measures:
+            raise RecipeError(
+                f"{metric} cannot be measured on these rows; there are {', '.join(sorted(measures))}",
+                field="metric",
+            )
+        # Rank 0's word counts: sums of floats may differ in their last bit between ranks.
+        value = torch.tensor(measures[metric], dtype=torch.float64, device=self._engine.device)
+        dist.broadcast(value, src=0)
+        if self._selection.update(self.step, float(value)):
+            self._save_model(self._checkpoints.best_model(self.step))
+        best = self._selection.best_step
+        self._record({"kind": "evaluation", "step": self.step, "epoch": epoch, "best_step": best, **measures})
+        self._write_status("running")
+
+    def _save_checkpoint(self) -> None:
+        checkpoints = self._checkpoints
+        if self._rank == 0:
+            checkpoints.prepare(self.step)
+        dist.barrier()
+        save_engine(self._engine, checkpoints.path, checkpoints.temporary_tag(self.step))
+        if self._rank == 0:
+            header = {
+                "fingerprint": self.job.fingerprint(),
+                "world_size": self._world_size,
+                "zero_stage": zero_stage(self._engine.config),
+            }
+            state = {
+                "step": self.step,
+                "data": self._state.model_dump(mode="json"),
+                "selection": self._selection.to_json(),
+            }
+            checkpoints.commit(self.step, header, state)
+            checkpoints.prune_best(self._selection.best_step)
+        self._write_status("running")
+        dist.barrier()
+
+    def _save_model(self, target: Path) -> None:
+        """Writes the current weights in the layout of ``save_pretrained``; every rank must call it."""
+        if self._rank != 0 and not is_partitioned(self._engine.config):
+            return
+        weights = gather_weights(self._engine)
+        if self._rank == 0:
+            publish_directory(target, lambda path: self._student.save_pretrained(path, state_dict=weights))
+
+    def _finish(self) -> None:
+        best = self._selection.best_step
+        if best is None:
+            self._save_model(self._directory.model)
+        elif self._rank == 0:
+            source = self._checkpoints.best_model(best)
+            # Copied, not moved: a crash after this line starts from a checkpoint that refers to it.
+            self._directory.publish_model(lambda path: _copy(source, path))
+        dist.barrier()
+
+    def _record(self, line: dict[str, Any]) -> None:
+        if self._log is not None and self._progress is not None:
+            self._log.write(line)
+            self._progress.show(line)
+
+    def _write_status(self, state: State) -> None:
+        if self._rank != 0:
+            return
+        self._directory.write_status(
+            StageStatus(
+                state=state,
+                fingerprint=self.job.fingerprint(),
+                step=self.step,
+                best_step=self._selection.best_step,
+                best_value=self._selection.best_value,
+                peak_rss_bytes=peak_rss_bytes(),
+            )
+        )
+
+
+def peak_rss_bytes() -> int:
+    """Returns the largest resident memory that this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target)
