@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from distill.store_reader import LogitStore
+from precompute.store_writer import StoreWriter
 from schemas.digest import decode_document, encode_document, hash_file
 from schemas.errors import DamagedStoreError, DataError, IncompleteStoreError, RefusedError, ResourceError
-from schemas.records import CommitRecord, read_record
+from schemas.records import CommitRecord, ExcludedRow, read_record
 from tests.store_factory import MadePart, make_part, make_store
 
 NUM_ROWS = 25
@@ -168,10 +171,22 @@ def test_a_truncated_shard_is_seen_at_open(root: Path, num_bytes: int) -> None:
     assert error.value.shard == 0
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-@pytest.mark.parametrize("name", ["manifest.json", "plan.arrow", "data/s000000-test.arrow"])
-def test_a_file_that_may_not_be_read_is_a_resource_error(root: Path, name: str) -> None:
-    (root / name).chmod(0)
+@pytest.mark.parametrize("name", ["manifest.json", "STORE.json", "plan.arrow", "data/s000001-test.arrow"])
+def test_a_file_that_may_not_be_read_is_a_resource_error(
+    root: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not by chmod: whoever runs the tests may be root, who reads everything.
+    def guard(function: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(path: Any, *args: Any, **options: Any) -> Any:
+            if str(path) == str(root / name):
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path, *args, **options)
+
+        return guarded
+
+    monkeypatch.setattr(Path, "read_bytes", guard(Path.read_bytes))
+    monkeypatch.setattr(Path, "open", guard(Path.open))
+    monkeypatch.setattr(pa, "memory_map", guard(pa.memory_map))
     with pytest.raises(ResourceError, match="no permission"):
         LogitStore.open(root)
 
@@ -205,3 +220,24 @@ def test_hashes_are_checked_again_after_a_shard_was_evicted(
     _flip(root / "data/s000000-test.arrow", store.records[0].batches[0].offset + 60)
     with pytest.raises(DamagedStoreError):
         store.gather(np.array([0]))
+
+
+def test_a_store_of_the_real_writer_is_read(part: MadePart, root: Path, tmp_path: Path) -> None:
+    identity = LogitStore.open(root).identity
+    writer = StoreWriter.open(tmp_path / "written", identity, part.plan)
+    absent = ExcludedRow(ordinal=12, example_id="train/12", reason="not finite")
+    for task in part.plan.tasks():
+        excluded = [absent] if task.start <= 12 < task.stop else []
+        rows = [row for row in range(task.start, task.stop) if row != 12 or not excluded]
+        chosen = part.plan.rows.take(rows)
+        columns = [chosen.column(name).combine_chunks() for name in chosen.column_names]
+        logits = pa.FixedSizeListArray.from_arrays(
+            pa.array(LOGITS[rows].ravel()), type=writer.schema.field("logits").type
+        )
+        batch = pa.RecordBatch.from_arrays([*columns, logits], schema=writer.schema)
+        writer.write_shard(task, [batch.slice(0, 6), batch.slice(6)], excluded)
+    writer.finish()
+    store = LogitStore.open(tmp_path / "written")
+    rows = store.stored_rows()
+    assert store.excluded.tolist() == [12]
+    assert np.array_equal(store.gather(rows), LOGITS[rows])
