@@ -126,7 +126,7 @@ def read_lock(directory: RunDirectory) -> StoresLock:
 
 def make_inputs(run: Run, planned: dict[str, PlannedCorpus], lock: StoresLock) -> Inputs:
     """Collects what the students' jobs read, and hashes their initial weights."""
-    from precompute.generation import hash_weights
+    from precompute.generation import hash_model
     from schemas.model_ref import resolve_model
     from schemas.recipe import LayersInit
 
@@ -134,7 +134,7 @@ def make_inputs(run: Run, planned: dict[str, PlannedCorpus], lock: StoresLock) -
     init_hash = None
     if isinstance(init, LayersInit):
         path = resolve_model(init.model, field="student.init.model")
-        init_hash = hash_weights(path, init.revision, run.directory.hash_cache)
+        init_hash = hash_model(path, init.revision, run.directory.hash_cache)
     dropped = {name: corpus.dropped_rows for name, corpus in planned.items() if corpus.dropped_rows}
     return Inputs(lock, dropped, init_hash, run.num_threads)
 

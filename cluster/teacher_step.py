@@ -13,7 +13,7 @@ from cluster.student_step import make_launch
 from cluster.students import run_job
 from cluster.teachers import teacher_job, trained_model
 from distill.export import export_single_head
-from precompute.generation import hash_weights
+from precompute.generation import hash_model
 from schemas.model_ref import resolve_model
 from schemas.recipe import Teacher
 
@@ -56,7 +56,7 @@ def train_teachers(run: Run, planned: Mapping[str, PlannedCorpus]) -> dict[str, 
 def _train(run: Run, teacher: Teacher, path: str, corpus: PlannedCorpus) -> tuple[Path, bool]:
     """Trains one teacher and exports it; returns its directory and whether it was there already."""
     parts = part_sources(locked_parts(corpus.parts, run.recipe.store.shard_rows, {}))
-    init_hash = hash_weights(path, teacher.revision, run.directory.hash_cache)
+    init_hash = hash_model(path, teacher.revision, run.directory.hash_cache)
     job = teacher_job(run.recipe, teacher, parts, init_hash=init_hash, directory=run.directory)
     job = job.model_copy(update={"threads": run.num_threads})
     target = trained_model(job)

@@ -68,13 +68,20 @@ def materialise_corpus(
     with scratch as directory:
         for part, part_name in zip(corpus.parts, corpus.part_names(), strict=True):
             reader = _PartSource(name, part_name, data_root, directory)
-            source = reader.read(part, corpus)
+            columns = _columns_of(part, corpus)
+            source = reader.read(part, columns)
             if part.limit is not None:
                 source = SourceTable(source.table.slice(0, part.limit), source.id_column, source.class_names)
             origin = PartOrigin(name, part_name, part.limit, corpus.labels, corpus.text)
-            arranged.append((origin, arrange_rows(source, corpus, name, part_name)))
+            arranged.append((origin, arrange_rows(source, columns, name, part_name)))
         _refuse_duplicates(name, [rows for _, rows in arranged])
         return tuple(part for origin, rows in arranged for part in write_part(rows, origin, out))
+
+
+def _columns_of(part: Part, corpus: Corpus) -> Corpus:
+    """Returns the corpus as this part's source spells it."""
+    label = None if part.unlabelled else corpus.label
+    return corpus.model_copy(update={"text": part.text or corpus.text, "label": label})
 
 
 class _PartSource:

@@ -52,16 +52,8 @@ def describe_generation(
         TeacherError: The directory has no configuration or no safetensors.
         ResourceError: The hub cannot be reached.
     """
-    fields: dict[str, Any]
-    if Path(model_path).is_dir():
-        fields = _describe_directory(Path(model_path), teacher, cache)
-    else:
-        # The commit covers weights, tokenizer and code.
-        commit = resolve_commit(model_path, revision, teacher=teacher.name)
-        config = _find_config(model_path, commit, teacher.name)
-        fields = {"weights": f"hub:{model_path}@{commit}", "config": _hash_config(config)}
     return {
-        **fields,
+        **_describe_model(teacher, model_path, revision, cache),
         "max_length": teacher.max_length,
         "truncation": teacher.truncation,
         "columns": list(range(len(corpus.text))),
@@ -115,6 +107,30 @@ def native_labels(model_path: str, revision: str | None, *, teacher: str | None 
     if numbers != list(range(len(names))):
         raise TeacherError(f"its id2label does not number its labels from 0: {names}", teacher=teacher)
     return tuple(str(names[str(number)]) for number in numbers)
+
+
+def hash_model(model_path: str, revision: str | None, cache: Path) -> str:
+    """Returns the SHA-256 over a model's weights, configuration and tokenizer, whatever is done with it.
+
+    Args:
+        model_path: A local directory or a hub id.
+        revision: On the hub.
+        cache: See ``describe_generation``.
+
+    Raises:
+        TeacherError: The directory has no configuration or no safetensors.
+        ResourceError: The hub cannot be reached.
+    """
+    return hash_value(_describe_model(Teacher(name="model", model=model_path), model_path, revision, cache))
+
+
+def _describe_model(teacher: Teacher, model_path: str, revision: str | None, cache: Path) -> dict[str, Any]:
+    if Path(model_path).is_dir():
+        return _describe_directory(Path(model_path), teacher, cache)
+    # The commit covers weights, tokenizer and code.
+    commit = resolve_commit(model_path, revision, teacher=teacher.name)
+    config = _find_config(model_path, commit, teacher.name)
+    return {"weights": f"hub:{model_path}@{commit}", "config": _hash_config(config)}
 
 
 def _describe_directory(directory: Path, teacher: Teacher, cache: Path) -> dict[str, Any]:

@@ -364,3 +364,20 @@ def test_real_files_are_read_as_they_are(tmp_path: Path) -> None:
     train, test = materialise_corpus("rte", corpus, data_root=str(DATA), out=tmp_path)
     assert train.num_labelled == train.num_rows == 2490
     assert test.num_labelled == 0
+
+
+def test_a_part_may_name_its_columns_and_ignore_its_labels(tmp_path: Path) -> None:
+    rows = [{"premise": "p", "hypothesis": "h", "label": 2}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part = {
+        "kind": "file",
+        "path": str(tmp_path / "m.jsonl"),
+        "text": ["premise", "hypothesis"],
+        "unlabelled": True,
+    }
+    corpus = Corpus.model_validate({"labels": ["a", "b"], "text": ["s1", "s2"], "parts": [part]})
+    (found,) = materialise_corpus("c", corpus, data_root=None, out=tmp_path / "out")
+    table = open_rows(found.rows_path)
+    assert table.select(["text_0", "text_1", "label"]).to_pylist() == [
+        {"text_0": "p", "text_1": "h", "label": -1}
+    ]
