@@ -10,7 +10,8 @@ Invariants (tests/precompute/test_teacher.py):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,7 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from precompute.tasks import WorkerSpec
 from schemas.errors import ResourceError, TeacherError
@@ -64,25 +67,17 @@ class LoadedTeacher:
             TeacherError: The directory has no such model, or its checkpoint is no trained classifier.
             ResourceError: The hub cannot be reached.
         """
-        name, teacher = spec.teacher.name, spec.teacher
-        source = {"revision": spec.revision, "trust_remote_code": teacher.trust_remote_code}
+        name = spec.teacher.name
         try:
-            tokenizer = AutoTokenizer.from_pretrained(spec.model_path, use_fast=True, **source)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                spec.model_path,
-                use_safetensors=True,
-                dtype=getattr(torch, teacher.dtype),
-                attn_implementation=teacher.attention,
-                output_loading_info=True,
-                **source,
-            )
+            with _quiet_transformers():
+                tokenizer, model, report = _read_pretrained(spec)
         except OSError as error:
             line = _first_line(error)
             if Path(spec.model_path).exists():
                 raise TeacherError(f"cannot be loaded: {line}", teacher=name) from error
             message = f"teacher {name}: {spec.model_path} cannot be fetched ({line}); give a local directory"
             raise ResourceError(message) from error
-        except (ValueError, ImportError, KeyError) as error:
+        except (SafetensorError, ValueError, ImportError, KeyError) as error:
             raise TeacherError(f"cannot be loaded: {_first_line(error)}", teacher=name) from error
         _check_weights(report, name)
         _check_tokenizer(tokenizer, model.config, spec)
@@ -163,6 +158,36 @@ class LoadedTeacher:
         if name == "input_ids":
             return int(self.tokenizer.pad_token_id)
         return int(self.tokenizer.pad_token_type_id) if name == "token_type_ids" else 0
+
+
+def _read_pretrained(spec: WorkerSpec) -> tuple[Any, Any, dict[str, Any]]:
+    teacher = spec.teacher
+    source = {"revision": spec.revision, "trust_remote_code": teacher.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(spec.model_path, use_fast=True, **source)
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        spec.model_path,
+        use_safetensors=True,
+        dtype=getattr(torch, teacher.dtype),
+        attn_implementation=teacher.attention,
+        output_loading_info=True,
+        **source,
+    )
+    return tokenizer, model, report
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keeps the loading bar and report off stderr: what they say of missing weights is an error here."""
+    verbosity = transformers_logging.get_verbosity()
+    had_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bar:
+            transformers_logging.enable_progress_bar()
 
 
 def _check_weights(report: dict[str, Any], name: str) -> None:
