@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -55,6 +56,7 @@ class ListedStore(Frozen):
         num_shards: Shards of the plan; None where the plan cannot be read.
         num_committed: Shards with a commit record.
         num_bytes: Of the data files on disk.
+        produced_by: Engine and library versions.
         problem: Why the store cannot be read, or None.
     """
 
@@ -72,6 +74,7 @@ class ListedStore(Frozen):
     is_complete: bool = False
     plan_hash: str = ""
     generation_hash: str = ""
+    produced_by: dict[str, str] = Field(default_factory=dict)
     problem: str | None = None
 
 
@@ -264,6 +267,7 @@ def _list_store(path: Path, runs: dict[str, list[str]]) -> ListedStore:
             "policy": _policy_of(identity),
             "plan_hash": identity.plan_hash,
             "generation_hash": identity.generation_hash,
+            "produced_by": identity.produced_by,
             "num_bytes": sum(file.stat().st_size for file in (path / DATA_DIRECTORY).glob("s*.arrow")),
         }
         manifest = _read_manifest(path)
