@@ -17,7 +17,7 @@ from schemas.evaluation import ReliabilityBin
 
 _WIDTH, _HEIGHT = 260, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 10, 10, 22
-_STRIP_WIDTH, _STRIP_HEIGHT, _STRIP_MARGIN = 170, 18, 6
+_STRIP_WIDTH, _STRIP_HEIGHT, _STRIP_MARGIN = 160, 18, 8
 _SQUARE = 190
 
 Points = Sequence[tuple[float, float]]
@@ -103,7 +103,7 @@ def draw_interval(
 
 def draw_interval_axis(axis: Scale) -> Markup:
     """Draws the axis above the lines of a dot plot, in percent."""
-    ticks = nice_ticks(axis.low * 100, axis.high * 100, 3)
+    ticks = nice_ticks(axis.low * 100, axis.high * 100, 5)
     parts = [_text(axis(tick / 100), 12, f"{tick:g}", "axis middle") for tick in ticks]
     return _svg(_STRIP_WIDTH, 16, "accuracy in percent", parts)
 
@@ -134,8 +134,6 @@ def draw_reliability(bins: Sequence[ReliabilityBin], lowest: float, *, label: st
         _line(x(start), y(start), x(1), y(1), "guide"),
     ]
     filled = [one for one in bins if one.mean_confidence is not None and one.accuracy is not None]
-    path = " ".join(f"{x(one.mean_confidence or 0):.1f},{y(one.accuracy or 0):.1f}" for one in filled)
-    parts.append(Markup('<polyline class="line thin" points="{}"/>').format(path))
     for one in filled:
         radius = 1.2 + 11 * math.sqrt(one.num_rows / total)
         title = f"{one.num_rows:,} rows: confidence {100 * (one.mean_confidence or 0):.1f} %, "

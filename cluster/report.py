@@ -54,7 +54,9 @@ def write_report(run_dir: Path) -> Path:
             recipe_text=recipe_text,
             evaluation=evaluation,
             summary=summarise(evaluation) if evaluation else [],
-            curve_groups=draw_curves(_read_curves(run_dir, recipe_text)),
+            curve_groups=draw_curves(
+                _read_curves(run_dir, recipe_text), evaluation.main_arm if evaluation else None
+            ),
             stores=_list_run_stores(run_dir),
             timings=_read_timings(run_dir / TIMINGS_FILE),
         )

@@ -64,14 +64,15 @@ class ReliabilityPanel:
     drawing: Markup
 
 
-def draw_curves(curves: Sequence[Curve]) -> list[CurveGroup]:
-    """Draws small multiples: a group per stage, a panel per model, a line per seed."""
+def draw_curves(curves: Sequence[Curve], main_arm: str | None = None) -> list[CurveGroup]:
+    """Draws small multiples: a group per stage, a panel per model (the main arm first), a line per seed."""
+    titles = [curve.group for curve in curves]
     groups: dict[str, dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
-    for curve in curves:
+    for curve in sorted(curves, key=lambda curve: curve.model.split("/")[0] != main_arm):
         groups[curve.group][curve.model].append(curve)
     return [
         CurveGroup(title, tuple(_draw_panel(model, models) for model in models))
-        for title, models in groups.items()
+        for title, models in sorted(groups.items(), key=lambda item: titles.index(item[0]))
     ]
 
 

@@ -46,9 +46,9 @@ def _describe_gain(corpus: CorpusEvaluation, comparison: Comparison) -> str:
     reach = f" reaches {format_percent(golden.accuracy)} %" if golden else " was trained too"
     interval = comparison.interval
     if interval.low > 0:
-        verdict = "so distillation helped"
+        verdict = "so distillation helped here"
     elif interval.high < 0:
-        verdict = "so distillation did harm"
+        verdict = "so distillation did harm here"
     else:
         verdict = "which includes zero, so this run shows no effect of distillation"
     return (
