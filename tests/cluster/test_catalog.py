@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
+from xxhash import xxh3_64_hexdigest
 
 from cluster.catalog import inspect_store, list_stores, print_stores, verify_store
 from schemas.errors import DamagedStoreError, DataError, IncompleteStoreError
 from schemas.records import (
+    COMMIT_DIRECTORY,
     DATA_DIRECTORY,
     LOCK_FILE,
+    MANIFEST_FILE,
+    CommitRecord,
     LockedPart,
+    Manifest,
     StoresLock,
     encode_record,
+    read_record,
 )
+from schemas.rows import fingerprint_rows, hash_texts
 from tests.cluster.stores import NUM_ROWS, write_store
 
 
@@ -146,3 +155,44 @@ def test_an_unfinished_store_is_not_verified(tmp_path: Path) -> None:
     write_store(tmp_path / "s", shards=2)
     with pytest.raises(IncompleteStoreError):
         verify_store(tmp_path / "s")
+
+
+def forge_shard(root: Path, old: bytes, new: bytes, *, ids: list[str] | None = None) -> None:
+    """Replaces bytes of the second shard and makes every hash of the store agree with them."""
+    manifest = read_record(root / MANIFEST_FILE, Manifest, store=root)
+    listed = manifest.shards[1]
+    record = read_record(root / COMMIT_DIRECTORY / listed.record, CommitRecord, store=root)
+    path = root / DATA_DIRECTORY / record.file
+    data = path.read_bytes()
+    assert old in data
+    data = data.replace(old, new, 1)
+    path.write_bytes(data)
+    batches = [
+        batch.model_copy(update={"xxh3": xxh3_64_hexdigest(data[batch.offset : batch.offset + batch.length])})
+        for batch in record.batches
+    ]
+    changed = {"batches": tuple(batches), "sha256": hashlib.sha256(data).hexdigest()}
+    if ids is not None:
+        hashes = [hash_texts([f"train/{row}"]) for row in range(record.start, record.stop)]
+        changed["ids_hash"] = fingerprint_rows(ids, hashes)
+    encoded = encode_record(record.model_copy(update=changed))
+    (root / COMMIT_DIRECTORY / listed.record).write_bytes(encoded)
+    bound = listed.model_copy(update={"record_sha256": hashlib.sha256(encoded).hexdigest()})
+    shards = (manifest.shards[0], bound, manifest.shards[2])
+    (root / MANIFEST_FILE).write_bytes(encode_record(manifest.model_copy(update={"shards": shards})))
+
+
+def test_deep_verification_looks_at_rows_that_every_hash_agrees_with(tmp_path: Path) -> None:
+    swapped = [f"train/{row}" for row in range(20, 40)]
+    swapped[3] = "train/99"
+    logits = np.float32(23).tobytes() * 2
+    for name, old, new, ids, message in (
+        ("a", logits, np.float32("nan").tobytes() * 2, None, "has a logit that is not finite"),
+        ("b", b"train/23", b"train/99", None, "holds other ids than its commit record"),
+        ("c", b"train/23", b"train/99", swapped, "holds other rows than the plan"),
+    ):
+        write_store(tmp_path / name)
+        forge_shard(tmp_path / name, old, new, ids=ids)
+        verify_store(tmp_path / name)
+        with pytest.raises(DamagedStoreError, match=message):
+            verify_store(tmp_path / name, deep=True)
