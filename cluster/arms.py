@@ -155,7 +155,11 @@ def part_sources(parts: Sequence[LockedPart]) -> tuple[PartSource, ...]:
     """Turns locked parts into the trainer's."""
     return tuple(
         PartSource(
-            rows=part.rows, fingerprint=part.fingerprint, plan_hash=part.plan_hash, num_rows=part.num_rows
+            rows=part.rows,
+            fingerprint=part.fingerprint,
+            plan_hash=part.plan_hash,
+            num_rows=part.num_rows,
+            shard_rows=part.shard_rows,
         )
         for part in parts
     )

@@ -19,12 +19,11 @@ import os
 import re
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.deepspeed_command import build_command, build_environment, die_with_parent
 from cluster.metrics_follower import MetricsFollower
@@ -46,13 +45,20 @@ _LOGGER = logging.getLogger(__name__)
 OnProgress = Callable[[dict[str, Any]], None]
 
 
+class StopSignal(Protocol):
+    """What tells a launch to end."""
+
+    def is_set(self) -> bool:
+        """Tells whether it is asked to end."""
+
+
 def launch_stage(
     job_path: Path,
     *,
     num_procs: int = 1,
     hostfile: Path | None = None,
     log_path: Path | None = None,
-    stop: threading.Event | None = None,
+    stop: StopSignal | None = None,
     on_progress: OnProgress | None = None,
 ) -> StageStatus:
     """Trains one stage to its end, or returns at once if it is finished already.
@@ -119,7 +125,7 @@ def _reset(directory: StageDirectory) -> None:
 def _supervise(
     launch: _Launch,
     directory: StageDirectory,
-    stop: threading.Event | None,
+    stop: StopSignal | None,
     on_progress: OnProgress | None,
 ) -> _Outcome:
     follower = MetricsFollower(directory.metrics, on_progress)

@@ -16,9 +16,9 @@ from cluster.run_directory import RunDirectory
 from precompute.corpus import MaterialisedPart, materialise_corpus
 from schemas.digest import DocumentError, read_document, write_document
 from schemas.errors import DataError, RefusedError
-from schemas.plan import make_plan
+from schemas.plan import make_plan, read_plan
 from schemas.recipe import Recipe
-from schemas.records import LockedPart
+from schemas.records import PLAN_FILE, LockedPart
 from schemas.rows import open_rows
 
 
@@ -69,24 +69,33 @@ def locked_parts(
 
     Args:
         parts: Of one corpus.
-        shard_rows: The recipe's cut; parts with stores take the cut from their stores' plan.
+        shard_rows: The recipe's cut; a part with stores has the cut of their plan.
         stores: From (teacher, corpus, part) to the store's root.
     """
-    return tuple(
-        LockedPart(
-            part=part.part,
-            fingerprint=part.fingerprint,
-            plan_hash=make_plan(open_rows(part.rows_path), shard_rows).plan_hash,
-            num_rows=part.num_rows,
-            shard_rows=shard_rows,
-            rows=str(part.rows_path),
-            stores={
-                teacher: str(root)
-                for (teacher, corpus, name), root in stores.items()
-                if (corpus, name) == (part.corpus, part.part)
-            },
-        )
-        for part in parts
+    return tuple(_lock_part(part, shard_rows, stores) for part in parts)
+
+
+def _lock_part(
+    part: MaterialisedPart, shard_rows: int, stores: Mapping[tuple[str, str, str], Path]
+) -> LockedPart:
+    roots = {
+        teacher: root
+        for (teacher, corpus, name), root in stores.items()
+        if (corpus, name) == (part.corpus, part.part)
+    }
+    if roots:
+        plan = read_plan(next(iter(roots.values())) / PLAN_FILE)
+        shard_rows = plan.bounds[1]
+    else:
+        plan = make_plan(open_rows(part.rows_path), shard_rows)
+    return LockedPart(
+        part=part.part,
+        fingerprint=part.fingerprint,
+        plan_hash=plan.plan_hash,
+        num_rows=part.num_rows,
+        shard_rows=shard_rows,
+        rows=str(part.rows_path),
+        stores={teacher: str(root) for teacher, root in roots.items()},
     )
 
 

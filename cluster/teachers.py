@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from cluster.run_directory import RunDirectory
@@ -52,13 +51,3 @@ def teacher_job(
 def trained_model(job: StageJob) -> Path:
     """Returns where a trained teacher's single-head checkpoint lies."""
     return Path(job.output).parent / TRAINED_MODEL
-
-
-def publish_teacher(exported: Path, job: StageJob) -> Path:
-    """Moves an exported checkpoint to its place, whole or not at all."""
-    target = trained_model(job)
-    if target.exists():
-        shutil.rmtree(exported)
-    else:
-        exported.rename(target)
-    return target

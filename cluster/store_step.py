@@ -1,0 +1,71 @@
+"""The logit stores of a run: which teacher over which corpus part, and the Ray session that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+from cluster.arms import used_teachers
+from cluster.planning import PlannedCorpus
+from cluster.progress import show_progress
+from cluster.ray_session import RaySession, ray_session
+from cluster.run_context import Run, available_cpus
+from cluster.teacher_step import TeacherModel
+from precompute.stores import StoreKey, StoreRequest, StoreSettings, make_stores
+
+
+def make_run_stores(
+    run: Run, planned: Mapping[str, PlannedCorpus], models: Mapping[str, TeacherModel]
+) -> dict[StoreKey, Path]:
+    """Makes the stores that the recipe's students and its evaluation need.
+
+    Args:
+        run: The run.
+        planned: All corpora.
+        models: Of the teachers that have one.
+
+    Returns:
+        From (teacher, corpus, part) to the store's root.
+    """
+    requests = store_requests(run, planned, models)
+    settings = StoreSettings(
+        root=run.directory.stores,
+        hash_cache=run.directory.hash_cache,
+        options=run.recipe.store,
+        new_store=run.options.new_store,
+    )
+    started = False
+
+    def session() -> AbstractContextManager[RaySession]:
+        nonlocal started
+        started = True
+        return ray_session(run.options.address, num_cpus=available_cpus())
+
+    with run.steps.step("logit stores") as step:
+        with show_progress() as on_progress:
+            roots = make_stores(requests, settings, session=session, on_progress=on_progress, stop=run.stop)
+        step.skipped = not started
+    return roots
+
+
+def store_requests(
+    run: Run, planned: Mapping[str, PlannedCorpus], models: Mapping[str, TeacherModel]
+) -> list[StoreRequest]:
+    """Lists what each teacher has to run over, leaving out teachers that were not asked for."""
+    requests = []
+    for name, corpora in used_teachers(run.recipe).items():
+        if run.options.teachers and name not in run.options.teachers:
+            continue
+        model = models.get(name)
+        for corpus in corpora:
+            make = partial(
+                StoreRequest,
+                run.recipe.teacher(name),
+                model.path if model else None,
+                model.revision if model else None,
+                run.recipe.corpora[corpus],
+            )
+            requests += [make(part) for part in planned[corpus].parts]
+    return requests
