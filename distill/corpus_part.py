@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from distill.column_view import view_bytes, view_numbers
 from schemas.errors import DataError, RefusedError
 from schemas.job import PartSource
 from schemas.plan import Plan, cut_rows
-from schemas.rows import TEXT_HASH_BYTES, UNLABELLED, corpus_schema, fingerprint_columns, open_rows
+from schemas.rows import UNLABELLED, corpus_schema, fingerprint_columns, open_rows
 
 
 @dataclass(frozen=True)
@@ -78,24 +80,21 @@ class CorpusPart:
 
     def labels(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Copies the golden labels of rows [start, stop): int64, -1 where unlabelled."""
-        return self.table.column("label").slice(start, stop - start).to_numpy().astype(np.int64)
+        labels = self.table.column("label").slice(start, stop - start).combine_chunks()
+        return view_numbers(labels, np.int32).astype(np.int64)
 
     def text_hashes(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Returns the text hashes of rows [start, stop): uint8[stop - start, 16], maybe a view of the map."""
-        column = self.table.column("text_hash").slice(start, stop - start).combine_chunks()
-        flat = np.frombuffer(column.buffers()[1], np.uint8) if stop > start else np.empty(0, np.uint8)
-        return flat.reshape(-1, TEXT_HASH_BYTES)[column.offset : column.offset + stop - start]
+        return view_bytes(self.table.column("text_hash").slice(start, stop - start).combine_chunks())
 
     def take_labels(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Copies the golden labels of scattered rows: int64[B]."""
-        return self.table.column("label").take(pa.array(rows)).to_numpy().astype(np.int64)
+        labels = self.table.column("label").take(pa.array(rows)).combine_chunks()
+        return view_numbers(labels, np.int32).astype(np.int64)
 
     def take_text_hashes(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Copies the text hashes of scattered rows: uint8[B, 16]."""
-        column = self.table.column("text_hash").take(pa.array(rows)).combine_chunks()
-        return np.frombuffer(column.buffers()[1], np.uint8, len(rows) * TEXT_HASH_BYTES).reshape(
-            -1, TEXT_HASH_BYTES
-        )
+        return view_bytes(self.table.column("text_hash").take(pa.array(rows)).combine_chunks())
 
     def check_labels(self, num_labels: int) -> None:
         """Checks that golden labels are -1 or below ``num_labels``.
@@ -103,9 +102,10 @@ class CorpusPart:
         Raises:
             DataError: One is not.
         """
-        labels = self.table.column("label").to_numpy()
-        if len(labels) and (labels.min() < UNLABELLED or labels.max() >= num_labels):
+        bounds = pc.min_max(self.table.column("label"))
+        low, high = bounds["min"].as_py(), bounds["max"].as_py()
+        if low is not None and (low < UNLABELLED or high >= num_labels):
             raise DataError(
-                f"{self.source.rows}: golden labels reach from {labels.min()} to {labels.max()}, "
+                f"{self.source.rows}: golden labels reach from {low} to {high}, "
                 f"the job has {num_labels} labels"
             )

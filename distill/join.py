@@ -329,9 +329,11 @@ def _copy_shard(
     out_PC: npt.NDArray[np.float32],
 ) -> None:
     for index, batch in enumerate(teacher.store.read_shard(shard)):
-        places = batch.rows - start
+        places: slice | Rows = batch.rows - start
+        if len(batch.rows) and batch.rows[-1] - batch.rows[0] + 1 == len(batch.rows):
+            places = slice(int(batch.rows[0]) - start, int(batch.rows[-1]) - start + 1)
         _check_hashes(teacher, batch.text_hashes, hashes[places], shard=shard, batch=index)
-        out_PC[places] = batch.logits_RC[:, teacher.columns]
+        out_PC[places] = batch.logits_RC.take(teacher.columns, axis=1)
 
 
 def _copy_rows(teacher: TeacherPart, rows: Rows, hashes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -57,6 +57,8 @@ class ShardCache:
         self.num_slots = max(1, min(num_slots, len(bounds) - 1, MAX_CACHE_BYTES // slot_bytes))
         self._labels = np.empty(self.num_slots * self._slot_rows, np.int64)
         self._logits = np.empty((self.num_slots * self._slot_rows, *targets), np.float32)
+        self._shape = targets
+        self._flat_logits = self._logits.reshape(len(self._logits), targets[0] * targets[1])
         self._slot_of_shard = np.full(len(bounds) - 1, -1, np.int64)
         self._free = list(range(self.num_slots))
         self._loaded: deque[int] = deque()
@@ -79,7 +81,9 @@ class ShardCache:
             self._ensure(needed)
             slots = self._slot_of_shard[shards]
         index = slots * self._slot_rows + rows - self._bounds[shards]
-        return JoinedRows(self._labels[index], self._logits[index])
+        # The index is in range by construction; "clip" spares numpy a buffer.
+        logits = self._flat_logits.take(index, axis=0, mode="clip").reshape(len(rows), *self._shape)
+        return JoinedRows(self._labels.take(index, mode="clip"), logits)
 
     def _ensure(self, needed: list[int]) -> None:
         keep = set(needed)

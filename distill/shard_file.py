@@ -19,9 +19,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from distill.column_view import view_bytes, view_numbers
 from schemas.errors import DamagedStoreError, ResourceError
 from schemas.records import DATA_DIRECTORY, BatchRecord, CommitRecord
-from schemas.rows import TEXT_HASH_BYTES, classification_schema
+from schemas.rows import classification_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +169,10 @@ class ShardFile:
 
 
 def _split(batch: pa.RecordBatch) -> BatchColumns:
-    hashes = batch.column("text_hash")
-    flat = np.frombuffer(hashes.buffers()[1], np.uint8, batch.num_rows * TEXT_HASH_BYTES)
     logits = batch.column("logits")
     return BatchColumns(
-        rows=batch.column("ordinal").to_numpy(zero_copy_only=True),
+        rows=view_numbers(batch.column("ordinal"), np.int64),
         example_ids=batch.column("example_id"),
-        text_hashes=flat.reshape(-1, TEXT_HASH_BYTES),
-        logits_RC=logits.flatten().to_numpy(zero_copy_only=True).reshape(-1, logits.type.list_size),
+        text_hashes=view_bytes(batch.column("text_hash")),
+        logits_RC=view_numbers(logits.flatten(), np.float32).reshape(-1, logits.type.list_size),
     )

@@ -135,17 +135,14 @@ class CorpusTokens:
             mask_BL = columns >= 0
         else:
             mask_BL = columns < lengths[:, None]
-        input_ids_BL = np.full(mask_BL.shape, self.padding.pad_id, np.int64)
+        tokens_BL = np.empty(mask_BL.shape, np.int32)
         firsts = np.empty(len(rows), np.int64)
         for part, places, local in self._by_part(rows):
             firsts[places] = part.firsts[local]
-            tokens = _ragged(part.offsets[local], lengths[places])
-            if len(places) == len(rows):
-                input_ids_BL[mask_BL] = part.ids[tokens]
-            else:
-                whole = np.zeros_like(mask_BL)
-                whole[places] = mask_BL[places]
-                input_ids_BL[whole] = part.ids[tokens]
+            here_BL = columns if columns.ndim == 1 else columns[places]
+            # Beyond a row's end lie its neighbour's tokens, which the mask hides.
+            tokens_BL[places] = part.ids.take(part.offsets[local][:, None] + here_BL, mode="clip")
+        input_ids_BL = np.where(mask_BL, tokens_BL, np.int64(self.padding.pad_id))
         batch = {
             "input_ids": torch.from_numpy(input_ids_BL),
             "attention_mask": torch.from_numpy(mask_BL.astype(np.int64)),
@@ -155,22 +152,16 @@ class CorpusTokens:
             batch["token_type_ids"] = torch.from_numpy(types_BL.astype(np.int64, copy=False))
         return batch
 
-    def _by_part(self, rows: Rows) -> list[tuple[TokenFiles, Rows, Rows]]:
-        """Returns of each part touched: the part, ascending places in ``rows``, rows of the part."""
+    def _by_part(self, rows: Rows) -> list[tuple[TokenFiles, Rows | slice, Rows]]:
+        """Returns of each part touched: the part, places in ``rows``, rows of the part."""
         if len(self.parts) == 1:
-            return [(self.parts[0], np.arange(len(rows)), rows)]
+            return [(self.parts[0], slice(None), rows)]
         owners = np.searchsorted(self._bounds, rows, side="right") - 1
-        found = []
+        found: list[tuple[TokenFiles, Rows | slice, Rows]] = []
         for owner in np.unique(owners).tolist():
             places = np.flatnonzero(owners == owner)
             found.append((self.parts[owner], places, rows[places] - self._bounds[owner]))
         return found
-
-
-def _ragged(starts: Rows, lengths: Rows) -> Rows:
-    """Returns the concatenation of the ranges [start, start + length)."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
 
 
 def _open_part(
