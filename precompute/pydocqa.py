@@ -39,6 +39,9 @@ NUM_FOLDS = 12
 # negatives are as hard as those of the evaluation.
 FOLDS = {"test": (0,), "validation": (1,), "train": tuple(range(2, 9))}
 EVALUATION_FOLDS = FOLDS["test"] + FOLDS["validation"]
+# A negative is one of this many closest passages, drawn by digest: always taking the very closest
+# would make a large overlap the mark of an irrelevant passage.
+NUM_CLOSE = 10
 NUM_NEGATIVES = {"train": 1, "validation": 1, "test": 1}
 
 SKIPPED_DIRECTORIES = frozenset(
@@ -48,24 +51,10 @@ SKIPPED_DIRECTORIES = frozenset(
 MIN_WORDS, MAX_WORDS = 3, 50
 
 TEMPLATES = {
-    "module": (
-        "What is the {module} module for?",
-        "What does the module {module} provide?",
-    ),
-    "class": (
-        "What is {name} in {module}?",
-        "What is the class {name} of {module} for?",
-    ),
-    "function": (
-        "What does {name} in {module} do?",
-        "What is the function {name} of {module} for?",
-        "What happens when {name} of {module} is called?",
-    ),
-    "method": (
-        "What does {name} of the {owner} class in {module} do?",
-        "What is the {module} {owner} method {name} for?",
-        "What happens when {name} is called on the {owner} of {module}?",
-    ),
+    "module": ("What is the {place} module for?", "What does the {place} module provide?"),
+    "class": ("What is {name} in {place}?", "What is the {place} class {name} for?"),
+    "function": ("What does {name} in {place} do?", "What is the {place} function {name} for?"),
+    "method": ("What does {name} of {place} do?", "What is the {place} method {name} for?"),
 }
 
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
@@ -116,12 +105,11 @@ class _Symbol:
     @property
     def question(self) -> str:
         templates = TEMPLATES[self.kind]
+        names = (self.module.split(".")[-1], *self.path)
+        place = names[-2] if self.path else self.module
+        name = " ".join(_split_words(names[-1]))
         template = templates[self.digest[8] % len(templates)]
-        return template.format(
-            name=" ".join(_split_words(self.path[-1] if self.path else "")),
-            owner=" ".join(_split_words(".".join(self.path[:-1]))),
-            module=" ".join(_split_words(self.module)),
-        )
+        return template.format(name=name, place=" ".join(_split_words(place)))
 
 
 def build_pairs(split: str, *, passages_per_question: int = 20, stdlib_dir: Path | None = None) -> list[Pair]:
@@ -168,13 +156,14 @@ def _pair_labelled(symbols: Sequence[_Symbol], split: str) -> list[Pair]:
         for position, symbol in enumerate(pool):
             scores = index.score(_split_words(symbol.qualified_name))
             scores += [_proximity(symbol, other) for other in pool]
-            ranked = np.argsort(-scores, kind="stable")
-            negatives = [i for i in ranked if i != position][: NUM_NEGATIVES[split]]
-            for number, i in enumerate([position, *negatives]):
+            ranked = [i for i in np.argsort(-scores, kind="stable") if i != position]
+            close = [pool[i] for i in ranked[:NUM_CLOSE]]
+            close.sort(key=lambda other: _digest(symbol.qualified_name + other.qualified_name))
+            for number, other in enumerate([symbol, *close[: NUM_NEGATIVES[split]]]):
                 pair = Pair(
                     example_id=f"{split}/{symbol.qualified_name}/{number}",
                     question=symbol.question,
-                    passage=pool[i].passage,
+                    passage=other.passage,
                     label=RELEVANT if number == 0 else IRRELEVANT,
                 )
                 pairs.append((_digest(symbol.question), pair))
