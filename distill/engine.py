@@ -254,10 +254,9 @@ def _resolve_bf16(field: Mapping[str, Any]) -> bool:
 def _turn_off_shared_memory_op() -> None:
     if get_accelerator().device_name() != "cpu":
         return
-    # Undocumented: a later DeepSpeed may have another way, so nothing here is required to exist.
-    compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
-    if isinstance(compatible, dict):
-        compatible[_SHARED_MEMORY_OP] = False
+    # DeepSpeed asks this table whether the op can be built. It would fill the table by running a
+    # compiler once per op, unless it is there. Undocumented, so a test watches it.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})[_SHARED_MEMORY_OP] = False
 
 
 def _free_port() -> int:

@@ -9,6 +9,7 @@ import argparse
 import errno
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TmkdError as error:
         _LOGGER.error("%s: %s", type(error).__name__, error)
         return error.exit_code
+    # DeepSpeed calls collectives by the names that they had before torch 2.13, thousands of times.
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     stop = StopRequest(directory)
     stop.install()
     try:
@@ -117,4 +120,8 @@ def _report(job: StageJob, directory: StageDirectory, rank: int, error: TmkdErro
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    code = main()
+    logging.shutdown()
+    # Everything is closed by now; taking torch and transformers apart would hold the launcher up for
+    # seconds.
+    os._exit(code)

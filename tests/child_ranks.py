@@ -1,0 +1,140 @@
+"""Ranks of the trainer in processes of their own, forked from a server that has imported everything.
+
+A launch through DeepSpeed's launcher takes ten seconds, a forked rank one.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal
+
+from schemas.job import StageJob
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+    ["distill.trainer", "transformers.models.bert.modeling_bert", "torch.utils.tensorboard"]
+)
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Where a rank kills itself with SIGKILL: after ``step`` optimizer steps, at a point of what follows.
+
+    ``step``: before anything is recorded. ``checkpoint``: all files written, none visible.
+    ``commit``: visible, but older ones not yet deleted. ``model``: the model published, no status yet.
+    """
+
+    step: int
+    where: Literal["step", "checkpoint", "commit", "model"] = "step"
+
+
+def run_ranks(job: StageJob, *, num_ranks: int = 1, kill: Kill | None = None) -> list[int | None]:
+    """Trains a stage and returns the ranks' exit codes (negative: the signal)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes: list[BaseProcess] = []
+    for rank in range(num_ranks):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        process = _SERVER.Process(target=_run, args=(job.model_dump_json(), environment, kill))
+        process.start()
+        processes.append(process)
+    try:
+        for process in processes:
+            process.join(120)
+        return [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def read_rows(output: str | Path) -> list[tuple[int, list[int]]]:
+    """Returns the steps that rank 0 took, also those of a killed run: step before it, rows."""
+    lines = (Path(output) / "rows.jsonl").read_text().splitlines()
+    return [(step, rows) for step, rows in map(json.loads, lines)]
+
+
+def read_trace(output: str | Path) -> dict[str, list[str]]:
+    """Returns the modules that rank 0 had loaded at the end, and the files that it had opened."""
+    trace: dict[str, list[str]] = json.loads((Path(output) / "trace.json").read_text())
+    return trace
+
+
+def _run(job_json: str, environment: dict[str, str], kill: Kill | None) -> None:
+    os.environ.update(environment)
+    opened: list[str] = []
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+    job = StageJob.model_validate_json(job_json)
+    output = Path(job.output)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "job.json"
+    if environment["RANK"] == "0":
+        path.write_text(job_json)
+    else:
+        path = output / f"job.{environment['RANK']}.json"
+        path.write_text(job_json)
+    _watch(output, kill)
+    from distill.trainer import main
+
+    code = main(["--job", str(path)])
+    if environment["RANK"] == "0":
+        trace = {"modules": sorted(sys.modules), "opened": opened}
+        (output / "trace.json").write_text(json.dumps(trace))
+    os._exit(code)
+
+
+def _watch(output: Path, kill: Kill | None) -> None:
+    """Records the rows of each step, and sets the trap."""
+    from distill import stage_trainer
+    from distill.checkpoint import CheckpointDirectory
+    from distill.stage_directory import StageDirectory
+
+    trainer = stage_trainer.StageTrainer
+    take_step, commit, publish = trainer._take_step, CheckpointDirectory.commit, StageDirectory.publish_model
+    remove = CheckpointDirectory._remove_unlisted
+
+    def traced_step(self: Any, step: Any, epoch: int) -> bool:
+        if os.environ["RANK"] == "0":
+            rows = [int(row) for batch in step.batches for row in batch.rows[batch.weights > 0]]
+            with (output / "rows.jsonl").open("a") as file:
+                file.write(json.dumps([self.step, rows]) + "\n")
+        asked = take_step(self, step, epoch)
+        _die(kill, "step", self.step + 1)
+        return asked
+
+    def traced_commit(self: Any, step: int, header: Any, state: Any) -> None:
+        _die(kill, "checkpoint", step)
+        commit(self, step, header, state)
+
+    def traced_remove(self: Any, latest: Any) -> None:
+        _die(kill, "commit", latest.checkpoints[0].step)
+        remove(self, latest)
+
+    def traced_publish(self: Any, write: Any) -> None:
+        publish(self, write)
+        _die(kill, "model", -1)
+
+    trainer._take_step = traced_step  # type: ignore[method-assign]
+    CheckpointDirectory.commit = traced_commit  # type: ignore[method-assign]
+    CheckpointDirectory._remove_unlisted = traced_remove  # type: ignore[method-assign]
+    StageDirectory.publish_model = traced_publish  # type: ignore[method-assign]
+
+
+def _die(kill: Kill | None, where: str, step: int) -> None:
+    if kill is not None and kill.where == where and step in (kill.step, -1):
+        os.kill(os.getpid(), signal.SIGKILL)
