@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cluster.ray_session import ray_session
 from precompute.actors import Worker
 from precompute.demand import check_demand
 from precompute.events import ProgressEvent
@@ -22,13 +20,9 @@ from schemas.errors import ResourceError, TeacherError
 from schemas.recipe import StoreOptions
 from tests.precompute.fake_workers import ROWS, FakeWorker, make_jobs, make_spec
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 OPTIONS = StoreOptions(max_attempts=2, stall_timeout_s=60, start_timeout_s=60)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with ray_session(num_cpus=2):
-        yield
 
 
 def make_worker(spec: WorkerSpec) -> Worker:

@@ -1,0 +1,87 @@
+"""Finished stores that a recipe names instead of a model, matched to corpus parts by their rows.
+
+Invariants (tests/precompute/test_stores.py):
+    1. A store counts for a part if both have the same ordered ids and texts, wherever it lies, whatever
+       its corpus is called, and however it is cut into shards.
+    2. All stores of one part share one plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from precompute.materialised import MaterialisedPart
+from precompute.store_writer import StoreWriter
+from schemas.errors import DataError, IncompleteStoreError, RefusedError
+from schemas.plan import Plan
+from schemas.recipe import Teacher
+from schemas.records import MANIFEST_FILE, STORE_FILE
+
+PartKey = tuple[str, str]
+"""Corpus and part."""
+
+
+def open_given_stores(teacher: Teacher) -> dict[str, StoreWriter]:
+    """Opens the finished stores of a teacher that has no model.
+
+    Returns:
+        From part fingerprint to the store.
+
+    Raises:
+        DataError: A directory is no store, is damaged, or two stores cover the same rows.
+        IncompleteStoreError: A store is not finished.
+    """
+    found: dict[str, StoreWriter] = {}
+    for name in teacher.stores or ():
+        root = Path(name).expanduser().absolute()
+        if not (root / STORE_FILE).exists():
+            raise DataError(f"teacher {teacher.name}: there is no store at {root}")
+        if not (root / MANIFEST_FILE).exists():
+            raise IncompleteStoreError(root)
+        store = StoreWriter.attach(root)
+        if not store.is_complete():
+            raise IncompleteStoreError(root)
+        twin = found.setdefault(store.plan.fingerprint, store)
+        if twin is not store:
+            raise DataError(
+                f"teacher {teacher.name}: {twin.root} and {root} cover the same rows; name one of them"
+            )
+    return found
+
+
+def match_part(teacher: Teacher, stores: Mapping[str, StoreWriter], part: MaterialisedPart) -> StoreWriter:
+    """Finds a teacher's store of one part.
+
+    Raises:
+        DataError: None of its stores covers the part.
+    """
+    store = stores.get(part.fingerprint)
+    if store is None:
+        covered = "; ".join(
+            f"{item.root.name}: {item.identity.corpus}/{item.identity.part}, {item.plan.num_rows} rows"
+            for item in stores.values()
+        )
+        raise DataError(
+            f"teacher {teacher.name}: none of its stores covers {part.corpus}/{part.part} ({part.num_rows} "
+            f"rows, fingerprint {part.fingerprint[:16]}); they cover {covered}"
+        )
+    return store
+
+
+def shared_plans(given: Sequence[tuple[PartKey, StoreWriter]]) -> dict[PartKey, Plan]:
+    """Returns the plan that the given stores of each part share.
+
+    Raises:
+        RefusedError: Two stores of a part are cut differently: rows could not be joined.
+    """
+    first: dict[PartKey, StoreWriter] = {}
+    for key, store in given:
+        other = first.setdefault(key, store)
+        if other.plan.plan_hash != store.plan.plan_hash:
+            raise RefusedError(
+                f"the stores {other.root} and {store.root} of {key[0]}/{key[1]} are cut into different "
+                "shards and cannot be joined; make one of them again with the other's store.shard_rows",
+                differing=[f"plan_hash: {other.plan.plan_hash[:16]} -> {store.plan.plan_hash[:16]}"],
+            )
+    return {key: store.plan for key, store in first.items()}

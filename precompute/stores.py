@@ -1,0 +1,321 @@
+"""Making all stores that a run needs: what is there is used, what is missing is computed.
+
+Invariants (tests/precompute/test_stores.py):
+    1. Everything that can be refused is refused before any work: labels, near misses, given stores.
+    2. Where every store is complete, no teacher is loaded and no cluster is joined or started.
+    3. Shards that are committed are never computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from precompute.events import ProgressEvent
+from precompute.generation import describe_generation, generation_hash, native_labels, resolve_commit
+from precompute.given_stores import PartKey, match_part, open_given_stores, shared_plans
+from precompute.interrupt import StopFlag
+from precompute.materialised import MaterialisedPart
+from precompute.near_miss import near_misses
+from precompute.queue import TeacherQueue
+from precompute.store_writer import StoreWriter
+from precompute.tasks import ShardJob, WorkerSpec
+from schemas.errors import DataError, RefusedError
+from schemas.labels import match_order, rename
+from schemas.plan import Plan, make_plan
+from schemas.recipe import Corpus, StoreOptions, Teacher
+from schemas.records import MANIFEST_FILE, StoreIdentity, store_directory_name
+from schemas.rows import open_rows
+
+StoreKey = tuple[str, str, str]
+"""Teacher, corpus and part."""
+
+_PACKAGES = ("tmkd", "torch", "transformers", "tokenizers", "ray", "pyarrow")
+
+
+@dataclass(frozen=True)
+class StoreRequest:
+    """One teacher over one corpus part.
+
+    Attributes:
+        model_path: What ``from_pretrained`` takes; None for a teacher with ``stores``.
+        revision: On the hub.
+        corpus: The part's corpus as the recipe describes it.
+    """
+
+    teacher: Teacher
+    model_path: str | None
+    revision: str | None
+    corpus: Corpus
+    part: MaterialisedPart
+
+    @property
+    def key(self) -> StoreKey:
+        """Names of teacher, corpus and part."""
+        return (self.teacher.name, self.part.corpus, self.part.part)
+
+    @property
+    def part_key(self) -> PartKey:
+        """Names of corpus and part."""
+        return (self.part.corpus, self.part.part)
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """Where stores lie and how they are made.
+
+    Attributes:
+        root: Directory of all stores.
+        hash_cache: JSON file of weight hashes.
+        new_store: Begin a new store although one of the same names but another hash exists.
+    """
+
+    root: Path
+    hash_cache: Path
+    options: StoreOptions
+    new_store: bool = False
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A store that a model has to fill: what it is, and where."""
+
+    request: StoreRequest
+    plan: Plan
+    identity: StoreIdentity
+    spec: WorkerSpec
+    root: Path
+
+
+def make_stores(
+    requests: Sequence[StoreRequest],
+    settings: StoreSettings,
+    *,
+    session: Callable[[], AbstractContextManager[object]],
+    on_progress: Callable[[ProgressEvent], None],
+    stop: StopFlag,
+) -> dict[StoreKey, Path]:
+    """Returns the complete store of each request, computing what is missing.
+
+    Args:
+        requests: In any order; repeats are harmless.
+        settings: Where and how.
+        session: Connects to a Ray cluster; called only if something has to be computed.
+        on_progress: Hears of each teacher that has a model.
+        stop: Ends the run between two shards.
+
+    Raises:
+        LabelError: A teacher's labels do not map onto the corpus's.
+        RefusedError: A store of the same names but another hash exists, or given stores do not fit.
+        DataError: A store or a corpus is damaged or missing.
+        TeacherError: A teacher or a shard failed; the rest is committed.
+        ResourceError: See ``precompute.pool.run_pool``.
+        InterruptedRunError: The stop flag was set; what is committed is kept.
+    """
+    roots, plans = _use_given(requests)
+    targets = _describe_targets(requests, plans, settings)
+    for target in targets:
+        _refuse_near_miss(target, settings)
+    missing = [target for target in targets if not _is_complete(target)]
+    stop.raise_if_set()
+    if missing:
+        stores = [StoreWriter.open(target.root, target.identity, target.plan) for target in missing]
+        queues = _fill_queues(missing, stores, settings.options)
+        _tell_complete(targets, queues, on_progress)
+        _run(queues, settings.options, session, on_progress, stop)
+        for store in stores:
+            store.finish()
+    else:
+        _tell_complete(targets, (), on_progress)
+    return roots | {target.request.key: target.root for target in targets}
+
+
+def _use_given(requests: Sequence[StoreRequest]) -> tuple[dict[StoreKey, Path], dict[PartKey, Plan]]:
+    """Matches requests of teachers without a model, and takes over the plans of their stores."""
+    opened: dict[str, dict[str, StoreWriter]] = {}
+    roots: dict[StoreKey, Path] = {}
+    given: list[tuple[PartKey, StoreWriter]] = []
+    for request in requests:
+        teacher = request.teacher
+        if teacher.stores is None:
+            continue
+        if teacher.name not in opened:
+            opened[teacher.name] = open_given_stores(teacher)
+        store = match_part(teacher, opened[teacher.name], request.part)
+        _check_labels(request, store.identity.native_labels)
+        roots[request.key] = store.root
+        given.append((request.part_key, store))
+    return roots, shared_plans(given)
+
+
+def _describe_targets(
+    requests: Sequence[StoreRequest], plans: dict[PartKey, Plan], settings: StoreSettings
+) -> list[_Target]:
+    targets: dict[StoreKey, _Target] = {}
+    for request in requests:
+        if request.teacher.stores is not None or request.key in targets:
+            continue
+        if request.part_key not in plans:
+            plans[request.part_key] = _plan_part(request.part, settings.options.shard_rows)
+        targets[request.key] = _describe_target(request, plans[request.part_key], settings)
+    return list(targets.values())
+
+
+def _plan_part(part: MaterialisedPart, shard_rows: int) -> Plan:
+    plan = make_plan(open_rows(part.rows_path), shard_rows)
+    if plan.fingerprint != part.fingerprint:
+        raise DataError(
+            f"{part.rows_path}: its rows have changed since they were written; delete its directory and "
+            "run the same command again"
+        )
+    return plan
+
+
+def _describe_target(request: StoreRequest, plan: Plan, settings: StoreSettings) -> _Target:
+    teacher, name = request.teacher, request.teacher.name
+    if request.model_path is None:
+        raise ValueError(f"the request of teacher {name} has neither a model nor stores")
+    commit = resolve_commit(request.model_path, request.revision, teacher=name)
+    labels = native_labels(request.model_path, commit, teacher=name)
+    _check_labels(request, labels)
+    generation = describe_generation(teacher, request.model_path, commit, request.corpus, settings.hash_cache)
+    identity = StoreIdentity(
+        plan_hash=plan.plan_hash,
+        generation_hash=generation_hash(generation),
+        generation=generation,
+        native_labels=labels,
+        teacher=name,
+        corpus=request.part.corpus,
+        part=request.part.part,
+        produced_by=_installed_versions(),
+    )
+    spec = WorkerSpec(
+        teacher=teacher,
+        model_path=request.model_path,
+        revision=commit,
+        num_threads=max(1, int(teacher.cpus_per_actor)),
+        device="cuda" if teacher.gpus_per_actor else "cpu",
+    )
+    root = settings.root / store_directory_name(identity.plan_hash, identity.generation_hash)
+    return _Target(request, plan, identity, spec, root)
+
+
+def _check_labels(request: StoreRequest, labels: Sequence[str]) -> None:
+    """Maps the teacher's labels onto the corpus's.
+
+    Raises:
+        LabelError: They cannot be mapped.
+    """
+    field = f"teachers.{request.teacher.name}.label_map"
+    match_order(rename(labels, request.teacher.label_map, field=field), request.corpus.labels, field=field)
+
+
+def _refuse_near_miss(target: _Target, settings: StoreSettings) -> None:
+    if settings.new_store:
+        return
+    differing = near_misses(settings.root, target.identity)
+    if differing:
+        teacher, corpus, part = target.request.key
+        raise RefusedError(
+            f"{settings.root} has a store of teacher {teacher} over {corpus}/{part} that was made "
+            "otherwise; restore the recipe, or give --new-store to compute another one",
+            differing=differing,
+        )
+
+
+def _is_complete(target: _Target) -> bool:
+    if not (target.root / MANIFEST_FILE).exists():
+        return False
+    return StoreWriter.attach(target.root, expected=target.identity).is_complete()
+
+
+def _fill_queues(
+    targets: Sequence[_Target], stores: Sequence[StoreWriter], options: StoreOptions
+) -> list[TeacherQueue]:
+    """Collects the pending shards of each teacher over all of its stores."""
+    jobs: dict[str, list[ShardJob]] = {}
+    num_shards: dict[str, int] = {}
+    num_rows: dict[str, int] = {}
+    specs: dict[str, WorkerSpec] = {}
+    seen: set[Path] = set()
+    for target, store in zip(targets, stores, strict=True):
+        # Two names for the same model, or for the same rows, share one store.
+        if target.root in seen:
+            continue
+        seen.add(target.root)
+        name = target.request.teacher.name
+        specs[name] = target.spec
+        committed = store.commit_records()
+        num_shards[name] = num_shards.get(name, 0) + len(committed)
+        num_rows[name] = num_rows.get(name, 0) + sum(r.stop - r.start for _, r in committed.values())
+        jobs.setdefault(name, []).extend(
+            ShardJob(
+                store_root=str(store.root),
+                rows_path=str(target.request.part.rows_path),
+                part="/".join(target.request.part_key),
+                task=task,
+                on_bad_row=target.request.corpus.on_bad_row,
+                batch_rows=options.batch_rows,
+            )
+            for task in store.plan.tasks()
+            if task.shard not in committed
+        )
+    return [
+        TeacherQueue(
+            spec=specs[name],
+            jobs=tuple(found),
+            num_actors=specs[name].teacher.num_actors,
+            cpus_per_actor=specs[name].teacher.cpus_per_actor,
+            gpus_per_actor=specs[name].teacher.gpus_per_actor,
+            num_shards_before=num_shards[name],
+            num_rows_before=num_rows[name],
+        )
+        for name, found in jobs.items()
+        if found
+    ]
+
+
+def _tell_complete(
+    targets: Sequence[_Target],
+    queues: Sequence[TeacherQueue],
+    on_progress: Callable[[ProgressEvent], None],
+) -> None:
+    """Reports the teachers that have nothing to do."""
+    busy = {queue.name for queue in queues}
+    plans: dict[str, list[Plan]] = {}
+    for target in targets:
+        if target.request.teacher.name not in busy:
+            plans.setdefault(target.request.teacher.name, []).append(target.plan)
+    for name, found in plans.items():
+        num_shards, num_rows = sum(p.num_shards for p in found), sum(p.num_rows for p in found)
+        on_progress(ProgressEvent(name, "done", num_shards, num_shards, num_rows, num_rows, num_rows))
+
+
+def _run(
+    queues: Sequence[TeacherQueue],
+    options: StoreOptions,
+    session: Callable[[], AbstractContextManager[object]],
+    on_progress: Callable[[ProgressEvent], None],
+    stop: StopFlag,
+) -> None:
+    if not queues:
+        return
+    # Importing Ray takes seconds, which a run over finished stores need not pay.
+    from precompute.pool import run_pool
+
+    with session():
+        run_pool(queues, options, on_progress=on_progress, stop=stop)
+    stop.raise_if_set()
+
+
+def _installed_versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
