@@ -88,21 +88,15 @@ class LoadedTeacher:
 
         Args:
             texts: Columns, each of R texts.
+
+        Raises:
+            TeacherError: The text that may be cut is too short for the row to fit.
         """
-        teacher = self.spec.teacher
-        # A single text has no second one to cut.
-        truncation = teacher.truncation if len(texts) > 1 else "longest_first"
         names = [name for name in self.tokenizer.model_input_names if name != "attention_mask"]
         parts: dict[str, list[npt.NDArray[np.int32]]] = {name: [] for name in names}
         lengths: list[int] = []
         for start in range(0, len(texts[0]), _TOKENISE_ROWS):
-            encoded = self.tokenizer(
-                *(list(column[start : start + _TOKENISE_ROWS]) for column in texts),
-                truncation=truncation,
-                max_length=teacher.max_length,
-                padding=False,
-                return_attention_mask=False,
-            )
+            encoded = self._encode([column[start : start + _TOKENISE_ROWS] for column in texts])
             lengths += map(len, encoded["input_ids"])
             for name in names:
                 parts[name].append(np.fromiter(chain.from_iterable(encoded[name]), np.int32))
@@ -152,6 +146,28 @@ class LoadedTeacher:
             raise ResourceError(
                 f"teacher {self.spec.teacher.name}: a batch of {shape} tokens does not fit into the "
                 "GPU's memory; lower tokens_per_batch"
+            ) from error
+
+    def _encode(self, texts: Sequence[Sequence[str]]) -> Any:
+        teacher = self.spec.teacher
+        # A single text has no second one to cut.
+        truncation = teacher.truncation if len(texts) > 1 else "longest_first"
+        try:
+            return self.tokenizer(
+                *map(list, texts),
+                truncation=truncation,
+                max_length=teacher.max_length,
+                padding=False,
+                return_attention_mask=False,
+            )
+        except Exception as error:
+            # The tokenizers library raises this one as a bare Exception.
+            if "Truncation error" not in str(error):
+                raise
+            raise TeacherError(
+                f"truncation {truncation} cannot shorten some row to {teacher.max_length} tokens; "
+                "set truncation: longest_first or a larger max_length",
+                teacher=teacher.name,
             ) from error
 
     def _padding(self, name: str) -> int:

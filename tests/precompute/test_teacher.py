@@ -48,6 +48,15 @@ def test_tokens_are_those_of_the_tokenizer(model: Path, num_columns: int, trunca
         assert values.tolist() == [token for row in expected[name] for token in row]
 
 
+@pytest.mark.parametrize("truncation", ["only_first", "only_second"])
+def test_a_row_that_the_truncation_cannot_shorten_is_a_teacher_error(model: Path, truncation: str) -> None:
+    teacher = load(model, truncation=truncation, max_length=8)
+    long = "the cat sat on the mat and ran"
+    with pytest.raises(TeacherError, match=f"truncation {truncation} cannot shorten some row to 8 tokens"):
+        teacher.tokenise([[long], [long]])
+    assert teacher.tokenise([[long]]).lengths.tolist() == [8]
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_batch_is_padded_to_its_own_longest_row_as_the_tokenizer_pads(model: Path, side: str) -> None:
     teacher, texts = load(model), columns(30)
