@@ -157,8 +157,13 @@ def test_an_unfinished_store_is_not_verified(tmp_path: Path) -> None:
         verify_store(tmp_path / "s")
 
 
-def forge_shard(root: Path, old: bytes, new: bytes, *, ids: list[str] | None = None) -> None:
-    """Replaces bytes of the second shard and makes every hash of the store agree with them."""
+def forge_shard(
+    root: Path, old: bytes, new: bytes, *, ids: list[str] | None = None, whole: bool = True
+) -> None:
+    """Replaces bytes of the second shard and makes the store's hashes agree with them.
+
+    The hash of the whole file only if ``whole``, that of the ids only if they are given.
+    """
     manifest = read_record(root / MANIFEST_FILE, Manifest, store=root)
     listed = manifest.shards[1]
     record = read_record(root / COMMIT_DIRECTORY / listed.record, CommitRecord, store=root)
@@ -171,7 +176,9 @@ def forge_shard(root: Path, old: bytes, new: bytes, *, ids: list[str] | None = N
         batch.model_copy(update={"xxh3": xxh3_64_hexdigest(data[batch.offset : batch.offset + batch.length])})
         for batch in record.batches
     ]
-    changed = {"batches": tuple(batches), "sha256": hashlib.sha256(data).hexdigest()}
+    changed: dict[str, object] = {"batches": tuple(batches)}
+    if whole:
+        changed["sha256"] = hashlib.sha256(data).hexdigest()
     if ids is not None:
         hashes = [hash_texts([f"train/{row}"]) for row in range(record.start, record.stop)]
         changed["ids_hash"] = fingerprint_rows(ids, hashes)
@@ -196,3 +203,7 @@ def test_deep_verification_looks_at_rows_that_every_hash_agrees_with(tmp_path: P
         verify_store(tmp_path / name)
         with pytest.raises(DamagedStoreError, match=message):
             verify_store(tmp_path / name, deep=True)
+    write_store(tmp_path / "d")
+    forge_shard(tmp_path / "d", logits, np.float32(5).tobytes() * 2, whole=False)
+    with pytest.raises(DamagedStoreError, match="does not match its SHA-256"):
+        verify_store(tmp_path / "d", deep=True)

@@ -112,7 +112,9 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     write_log(run / "students" / "<i>arm" / "seed-1" / "stage-1-finetune", HOSTILE, 1)
     page = read_page(write_report(run))
     assert not {"script", "img", "i"} & set(page.tags)
-    assert not any(name.startswith("on") for name, _ in page.attributes)
+    # A quote that got out of an attribute would leave a name such as `alert(1)"`.
+    names = {name for name, _ in page.attributes}
+    assert all(re.fullmatch("[a-z][a-z0-9-]*", name) and not name.startswith("on") for name in names), names
     assert page.text.count("<script>alert('x')</script>") > 10
     assert "{{ 7 * 7 }}" in page.text
 
