@@ -51,6 +51,7 @@ class Checkpoint(Frozen):
         tag: Name of its directory.
         step: Optimizer steps done.
         zero_stage: Above 0 the optimizer is partitioned over ``world_size`` ranks.
+        best_step: Whose weights must be kept beside it, if selection has found a best step.
         state: The trainer's own state: data position, selection, store hashes.
         files: By name.
     """
@@ -60,6 +61,7 @@ class Checkpoint(Frozen):
     fingerprint: str
     world_size: int
     zero_stage: int
+    best_step: int | None
     state: dict[str, Any]
     files: dict[FileName, FileRecord]
 
@@ -94,7 +96,7 @@ class CheckpointDirectory:
 
         Args:
             step: Optimizer steps done.
-            header: ``fingerprint``, ``world_size`` and ``zero_stage``.
+            header: ``fingerprint``, ``world_size``, ``zero_stage`` and ``best_step``.
             state: The trainer's own state, JSON values.
         """
         temporary, final = self.path / self.temporary_tag(step), self.path / _tag(step)
@@ -134,7 +136,7 @@ class CheckpointDirectory:
 
     def prune_best(self, current: int | None) -> None:
         """Deletes the kept weights that neither the run nor a listed checkpoint refers to."""
-        needed = {entry.state.get("best_step") for entry in self._read().checkpoints} | {current}
+        needed = {entry.best_step for entry in self._read().checkpoints} | {current}
         keep = {self.best_model(step).name for step in needed if step is not None}
         for path in self.path.glob("best-*"):
             if path.name not in keep:

@@ -250,6 +250,7 @@ class StageTrainer:
                 "fingerprint": self.job.fingerprint(),
                 "world_size": self._world_size,
                 "zero_stage": zero_stage(self._engine.config),
+                "best_step": self._selection.best_step,
             }
             state = {
                 "step": self.step,
