@@ -78,6 +78,8 @@ def test_each_row_is_the_same_by_any_way_of_reading(tmp_path: Path, parts: list[
         assert np.array_equal(scattered.labels, whole.labels)
         one_by_one = [joined.gather(rows[place : place + 1]).logits_BNC[0] for place in range(37)]
         assert np.array_equal(np.stack(one_by_one), whole.logits_BNC)
+        pairs = [joined.gather(rows[place : place + 2]).logits_BNC for place in range(0, 36, 2)]
+        assert np.array_equal(np.concatenate(pairs), whole.logits_BNC[:36])
 
 
 def test_logits_are_permuted_by_name_into_the_jobs_order(tmp_path: Path, parts: list[MadePart]) -> None:
@@ -227,3 +229,14 @@ def test_the_cache_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     assert joined._cache.num_slots == join_module.DEFAULT_CACHED_SHARDS
     assert len(joined._cache._loaded) == joined._cache.num_slots
     assert int((joined._cache._slot_of_shard >= 0).sum()) == joined._cache.num_slots
+
+
+def test_a_shard_that_a_batch_needs_is_not_evicted_for_it(tmp_path: Path) -> None:
+    part = make_part(tmp_path / "rows.arrow", [(f"{row}",) for row in range(9)], [0] * 9, shard_rows=3)
+    root = make_store(tmp_path / "s", part.plan, _logits(9, 0))
+    joined = JoinedCorpus.open([part.source], [target(("t1", [root]))], LABELS)
+    joined._cache = joined._make_cache(2)
+    joined.gather(np.array([0]))
+    joined.gather(np.array([3]))
+    # Shard 0 came first, and would go first, but this batch needs it.
+    assert joined.gather(np.array([1, 7])).logits_BNC[:, 0, 0].tolist() == [3, 21]

@@ -142,6 +142,14 @@ def test_a_flipped_bit_anywhere_in_a_record_or_the_plan_is_seen_at_open(root: Pa
     LogitStore.open(root)
 
 
+def test_a_record_that_was_exchanged_for_another_valid_one_is_seen(root: Path) -> None:
+    path = root / "STORE.json"
+    body = decode_document(path.read_bytes())
+    path.write_bytes(encode_document({**body, "native_labels": ["b", "a", "c"]}))
+    with pytest.raises(DamagedStoreError, match=r"STORE\.json does not match its hash"):
+        LogitStore.open(root)
+
+
 def test_a_store_without_a_manifest_is_incomplete(root: Path) -> None:
     (root / "manifest.json").unlink()
     with pytest.raises(IncompleteStoreError, match="tmkd precompute"):
