@@ -16,7 +16,7 @@ from markupsafe import Markup
 from schemas.evaluation import ReliabilityBin
 
 _WIDTH, _HEIGHT = 260, 150
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 10, 10, 22
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 22
 _STRIP_WIDTH, _STRIP_HEIGHT, _STRIP_MARGIN = 160, 18, 8
 _SQUARE = 190
 
