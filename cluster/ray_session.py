@@ -6,11 +6,13 @@ Invariants (tests/cluster/test_ray_session.py):
        itself would try for minutes.
     3. Without an address nobody else's cluster on this machine is joined.
     4. No token of ours lies in a file that others can read.
-    5. The caller's handler of SIGTERM survives: ``ray.init`` puts its own in its place.
+    5. Nothing of Ray's appears on standard output.
+    6. The caller's handler of SIGTERM survives: ``ray.init`` puts its own in its place.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -24,10 +26,10 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 from ray.exceptions import AuthenticationError, RayError
@@ -37,19 +39,23 @@ from schemas.errors import ResourceError
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 CONNECT_TIMEOUT_S = 5.0
 JOIN_TIMEOUT_S = 20.0
+# The proxy behind ray:// first starts a server of its own for each client.
+CLIENT_JOIN_TIMEOUT_S = 40.0
 # Receipts alone go through the object store.
 _OBJECT_STORE_BYTES = 128 * 1024 * 1024
 _CLIENT_SCHEME = "ray://"
 _AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-_AUTH_SIGNS = ("Unauthenticated", "InvalidAuthToken", "AuthenticationError")
+_AUTH_SIGNS = ("Unauthenticated", "InvalidAuthToken", "AuthenticationError", "missing authentication token")
 _AUTH_ADVICE = (
     "it wants another token; set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or in the "
     "file RAY_AUTH_TOKEN_PATH"
 )
+_ERROR_THREAD = "ray_listen_error_messages"
 _PROBE = """
 import json, logging, sys, ray
 try:
-    ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
+    # The client names a wrong token at this level alone.
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.DEBUG)
     print(json.dumps({"ok": True}))
 except Exception as error:
     print(json.dumps({"ok": False, "kind": type(error).__name__, "message": str(error)}))
@@ -105,9 +111,42 @@ def ray_session(
         _probe(wanted)
     _connect(options, wanted)
     try:
-        yield _describe(wanted or "local", started_here=wanted in (None, "local"))
+        with _quiet_stdout():
+            yield _describe(wanted or "local", started_here=wanted in (None, "local"))
     finally:
         ray.shutdown()
+
+
+class _Stdout(io.TextIOBase):
+    """Standard output without what Ray's own thread prints there of every actor that dies."""
+
+    def __init__(self, inner: TextIO) -> None:
+        self._inner = inner
+
+    def write(self, text: str) -> int:
+        """Writes text, unless it is Ray's."""
+        if threading.current_thread().name == _ERROR_THREAD:
+            return len(text)
+        return self._inner.write(text)
+
+    def flush(self) -> None:
+        """Flushes the output behind."""
+        self._inner.flush()
+
+    def isatty(self) -> bool:
+        """Tells whether the output behind is a terminal."""
+        return self._inner.isatty()
+
+    def fileno(self) -> int:
+        """Returns the descriptor of the output behind."""
+        return self._inner.fileno()
+
+
+@contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """Keeps standard output for data: ``log_to_driver=False`` does not cover Ray's own messages."""
+    with redirect_stdout(_Stdout(sys.stdout)):
+        yield
 
 
 def _describe(address: str, *, started_here: bool) -> RaySession:
@@ -184,18 +223,19 @@ def _probe(address: str) -> None:
     Raises:
         ResourceError: The cluster refuses, or does not answer in time.
     """
+    timeout_s = CLIENT_JOIN_TIMEOUT_S if address.startswith(_CLIENT_SCHEME) else JOIN_TIMEOUT_S
     with tempfile.TemporaryFile("w+") as log:
         command = [sys.executable, "-c", _PROBE, address]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
-            deadline_s = time.monotonic() + JOIN_TIMEOUT_S
+            deadline_s = time.monotonic() + timeout_s
             while process.poll() is None and time.monotonic() < deadline_s:
                 if _shows_refusal(log):
                     raise ResourceError(f"Ray at {address}: {_AUTH_ADVICE}")
                 time.sleep(0.05)
             if process.poll() is None:
                 raise ResourceError(
-                    f"Ray at {address} did not answer within {JOIN_TIMEOUT_S:g} s; is it a Ray head's "
+                    f"Ray at {address} did not answer within {timeout_s:g} s; is it a Ray head's "
                     "port (6379, or ray:// with 10001)?"
                 )
             output = process.stdout.read() if process.stdout else ""

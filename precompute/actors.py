@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import textwrap
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from schemas.errors import ResourceError, TmkdError
 
 # Ray restarts an actor by itself faster than a new one is placed; after that it is replaced.
 _MAX_RESTARTS = 2
+# Ray's reasons go on to list all that might have happened.
+_MAX_REASON = 160
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 Call = Literal["place", "load", "beat"] | ShardJob
@@ -172,15 +175,15 @@ class RemoteActor:
         call = self.calls.pop(reference)
         try:
             return call, ray.get(reference)
-        except ActorUnavailableError as error:
-            return call, Loss(_first_line(error), restarting=True)
+        except ActorUnavailableError:
+            return call, Loss("its process is gone or out of reach", restarting=True)
         except ActorDiedError as error:
             return call, Loss(_last_line(error), preempted=bool(getattr(error, "preempted", False)))
         except RayTaskError as error:
             # The shell catches what the worker raises, so that this is an answer that cannot be sent.
             return call, Failure(None, _last_line(error), str(error))
         except RayError as error:
-            return call, Loss(f"{type(error).__name__}: {_first_line(error)}")
+            return call, Loss(f"{type(error).__name__}: {_last_line(error)}")
 
     def kill(self) -> None:
         """Ends the actor at once; nothing that is committed depends on its good end."""
@@ -198,9 +201,6 @@ def _describe_failure(error: Exception) -> Failure:
     return Failure(error if isinstance(error, TmkdError) else None, summary, trace)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+    lines = str(error).strip().splitlines() or [""]
+    return textwrap.shorten(lines[-1], _MAX_REASON, placeholder=" ...") or type(error).__name__

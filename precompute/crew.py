@@ -29,6 +29,7 @@ _BEAT_S = 2.0
 # Actors lost in a row before the model was loaded, after which the teacher is given up.
 _MAX_START_LOSSES = 3
 _REPLACE_WAIT_S = 1.0
+_RELOAD_WAIT_S = 1.0
 
 
 class ActorEnd(Protocol):
@@ -52,7 +53,8 @@ class Member:
 
     Attributes:
         state: ``placing`` until it has its resources, ``loading`` the teacher, then ``ready``.
-        alive_s: When it last gave a sign of life.
+        alive_s: When it last gave a sign of life; while it loads, when that began.
+        next_load_s: While Ray restarts it: when to ask it again to load.
         jobs: Shards at it, the one under way first.
         num_rows_seen: Rows that it says it has done.
         num_rows_settled: Those of them that belong to shards that have ended.
@@ -62,6 +64,7 @@ class Member:
     alive_s: float
     state: Literal["placing", "loading", "ready"] = "placing"
     beat_s: float = 0.0
+    next_load_s: float | None = None
     jobs: list[ShardJob] = field(default_factory=list)
     num_rows_seen: int = 0
     num_rows_settled: int = 0
@@ -217,6 +220,9 @@ class Crew:
         if member.state == "loading" and silent_s > self._options.start_timeout_s:
             reason = f"its model was not loaded within {self._options.start_timeout_s:g} s"
             self._lose(member, Loss(f"{reason} (store.start_timeout_s)"), now_s)
+        elif member.next_load_s is not None and now_s >= member.next_load_s:
+            member.next_load_s = None
+            member.actor.ask("load")
         elif member.jobs and silent_s > self._options.stall_timeout_s:
             reason = f"gave no answer for {self._options.stall_timeout_s:g} s (store.stall_timeout_s)"
             self._lose(member, Loss(reason), now_s)
@@ -274,10 +280,15 @@ class Crew:
                 self._count_setback(jobs[0], error)
             for job in jobs[1:]:
                 self.jobs.put_back(job)
-        elif member.state != "ready":
+        elif member.state != "ready" and not loss.restarting:
             self._count_start_loss(loss)
         if loss.restarting:
-            self._load(member, now_s)
+            # It refuses calls until it is back; the time that it may take is that of a start.
+            member.next_load_s = now_s + _RELOAD_WAIT_S
+            if member.state == "loading":
+                return
+            member.state = "loading"
+            member.alive_s = now_s
         else:
             self._remove(member)
             self._hire_after_s = now_s + (0.0 if jobs else _REPLACE_WAIT_S)

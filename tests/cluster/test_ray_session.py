@@ -138,7 +138,7 @@ def test_a_local_cluster_is_private_silent_and_keeps_the_callers_signal_handler(
     head: str, tmp_path: Path
 ) -> None:
     code = """
-    import signal, os
+    import signal, os, time
     from pathlib import Path
     mine = lambda number, frame: None
     signal.signal(signal.SIGTERM, mine)
@@ -148,6 +148,14 @@ def test_a_local_cluster_is_private_silent_and_keeps_the_callers_signal_handler(
         assert session.started_here
         # Not the other cluster of this machine, which has two.
         assert session.nodes[0]["CPU"] == 3.0, session.nodes
+        @ray.remote
+        class Dies:
+            def now(self): os.kill(os.getpid(), 9)
+        try:
+            ray.get(Dies.remote().now.remote())
+        except ray.exceptions.ActorDiedError:
+            print("died")
+        time.sleep(2)  # Ray tells of it a little later.
         with ray_session() as inner:
             assert not inner.started_here
         assert ray.is_initialized()
@@ -155,7 +163,7 @@ def test_a_local_cluster_is_private_silent_and_keeps_the_callers_signal_handler(
     assert not (Path.home() / ".ray" / "auth_token").exists()
     """
     result = run_session(code, tmp_path)
-    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    assert (result.returncode, result.stdout) == (0, "died\n"), result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -146,16 +146,34 @@ def test_rows_that_go_on_are_a_sign_of_life_and_an_answer_without_progress_is_no
     assert stage.actors[0].killed
 
 
-def test_a_restarted_actor_loads_again_and_its_shards_go_back() -> None:
+def test_a_restarting_actor_is_asked_to_load_until_it_is_back_and_its_shards_go_back() -> None:
     stage = Stage(num_jobs=1, num_actors=1)
     stage.crew.advance(0.0)
     stage.make_ready(0)
-    stage.answer(0, stage.jobs[0], Loss("unavailable", restarting=True), at_s=1.0)
-    assert not stage.actors[0].killed
-    assert stage.actors[0].asked[-1] == "load"
-    stage.answer(0, "load", at_s=2.0)
+    restarting = Loss("unavailable", restarting=True)
+    stage.answer(0, stage.jobs[0], restarting, at_s=1.0)
+    for now_s in (2.0, 3.0, 4.0, 5.0, 6.0):
+        stage.crew.advance(now_s)
+        stage.answer(0, "load", restarting, at_s=now_s)
+    stage.crew.advance(7.0)
+    stage.answer(0, "load", at_s=7.0)
     stage.crew.advance(9.0)
     assert stage.shards(0) == [0]
+    assert len(stage.actors) == 1
+    assert len([event for event in stage.events if "restarted" in event.note]) == 1
+
+
+def test_an_actor_that_never_comes_back_from_its_restart_is_replaced() -> None:
+    stage = Stage(num_jobs=1, num_actors=1)
+    stage.crew.advance(0.0)
+    stage.make_ready(0)
+    restarting = Loss("unavailable", restarting=True)
+    stage.answer(0, stage.jobs[0], restarting, at_s=1.0)
+    for second in range(2, 53):
+        stage.crew.advance(float(second))
+        if "load" in stage.actors[0].calls.values():
+            stage.answer(0, "load", restarting, at_s=float(second))
+    assert stage.actors[0].killed
 
 
 def test_preempted_machines_never_make_a_shard_poison() -> None:
