@@ -233,8 +233,8 @@ def test_a_line_is_drawn_to_scale() -> None:
     assert Scale(0.0, 10.0, 100.0, 0.0)(2.5) == 75.0
     drawn = str(draw_lines([[(0, 0.0), (10, 1.0)]], label="l", bounds=(0.0, 1.0)))
     (points,) = re.findall(r'points="([^"]*)"', drawn)
-    # Bottom left to top right of the plot's area: x 40 to 250, y 128 to 10.
-    assert points == "40.0,128.0 250.0,10.0"
+    # Bottom left to top right of the plot's area: x 52 to 250, y 128 to 10.
+    assert points == "52.0,128.0 250.0,10.0"
 
 
 def test_a_flat_or_single_point_is_drawn() -> None:
