@@ -20,7 +20,8 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from typing import Any, Protocol
 from cluster.deepspeed_command import build_command, build_environment, die_with_parent
 from cluster.metrics_follower import MetricsFollower
 from cluster.process_session import end_session
+from distill.progress import StageProgress
 from distill.stage_directory import StageDirectory, read_job
 from schemas.errors import DataError, RecipeError, RefusedError, ResourceError, TmkdError, TrainingError
 from schemas.job import StageJob, StageStatus
@@ -69,7 +71,8 @@ def launch_stage(
         hostfile: DeepSpeed's hostfile, for several hosts.
         log_path: Where the ranks' output goes; by default ``trainer.log`` in the job's output.
         stop: When it is set, the ranks save and leave.
-        on_progress: Called with each new line of ``metrics.jsonl`` (``distill.metrics_log``).
+        on_progress: Called with each new line of ``metrics.jsonl`` (``distill.metrics_log``); by
+            default a bar is shown where standard error is a terminal.
 
     Returns:
         The status: ``complete``, or ``preempted`` if ``stop`` was set or the ranks were told to stop.
@@ -88,12 +91,22 @@ def launch_stage(
     for last_try in (False, True):
         _reset(directory)
         start = log.stat().st_size if log.exists() else 0
-        outcome = _supervise(launch, directory, stop, on_progress)
+        with _shown(job, on_progress) as show:
+            outcome = _supervise(launch, directory, stop, show)
         text = _read_log(log, start)
         if last_try or outcome.stopped or not _PORT_TAKEN.search(text) or _is_finished(directory):
             break
         _LOGGER.warning("the port of the ranks was taken; trying another one")
     return _conclude(directory, job, outcome, text, log)
+
+
+@contextmanager
+def _shown(job: StageJob, on_progress: OnProgress | None) -> Iterator[OnProgress]:
+    if on_progress is not None:
+        yield on_progress
+        return
+    with closing(StageProgress(job.name)) as progress:
+        yield progress.show
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +139,7 @@ def _supervise(
     launch: _Launch,
     directory: StageDirectory,
     stop: StopSignal | None,
-    on_progress: OnProgress | None,
+    on_progress: OnProgress,
 ) -> _Outcome:
     follower = MetricsFollower(directory.metrics, on_progress)
     launch.log.parent.mkdir(parents=True, exist_ok=True)

@@ -36,8 +36,8 @@ class HeldOutSums:
     @classmethod
     def empty(cls, num_labels: int, device: torch.device) -> HeldOutSums:
         """Returns sums over no rows."""
-        options = {"dtype": torch.float64, "device": device}
-        return cls(torch.zeros(4, **options), torch.zeros(num_labels, num_labels, **options))
+        losses = torch.zeros(4, dtype=torch.float64, device=device)
+        return cls(losses, losses.new_zeros(num_labels, num_labels))
 
     def add(self, logits_BHC: Tensor, labels_B: Tensor, weights_B: Tensor, losses: Losses) -> None:
         """Adds a batch; rows of weight 0 are padding. All heads predict."""

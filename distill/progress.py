@@ -1,4 +1,7 @@
-"""Progress on rank 0's standard error: a bar on a terminal, else a line now and then."""
+"""Progress on standard error: a bar on a terminal, else a line now and then.
+
+Rank 0 shows it, and so does its supervisor, behind which rank 0 has no terminal.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ _LOGGER = logging.getLogger(__name__)
 class StageProgress:
     """Shows the lines of ``distill.metrics_log``."""
 
-    def __init__(self, name: str, total_steps: int, step: int) -> None:
-        """Starts at ``step`` of ``total_steps``."""
+    def __init__(self, name: str) -> None:
+        """Shows ``name`` and, until the first line comes, that it is starting."""
         self._name = name
         self._last_line_s = time.monotonic()
         self._evaluation = ""
@@ -32,7 +35,7 @@ class StageProgress:
         )
         self._bar = Progress(*columns, console=console) if console.is_terminal else None
         if self._bar is not None:
-            self._task = self._bar.add_task(name, total=total_steps, completed=step, note="")
+            self._task = self._bar.add_task(name, total=None, note="starting")
             self._bar.start()
 
     def show(self, line: Mapping[str, Any]) -> None:
@@ -43,7 +46,9 @@ class StageProgress:
             self._evaluation = ", ".join(f"{name} {line[name]:.4f}" for name in names if name in line)
         if self._bar is not None:
             note = self._evaluation if evaluation else _describe(line)
-            self._bar.update(self._task, completed=line["step"], note=note)
+            if not evaluation:
+                self._bar.update(self._task, total=line["total_steps"], completed=line["step"])
+            self._bar.update(self._task, note=note)
         elif evaluation:
             _LOGGER.info("%s: step %d, held-out rows: %s", self._name, line["step"], self._evaluation)
         elif time.monotonic() - self._last_line_s > _LINE_EVERY_S or line["step"] == line["total_steps"]:

@@ -35,12 +35,13 @@ class StageData:
     plan: StepPlan
 
 
-def open_stage_data(job: StageJob, tokenizer: Any) -> StageData:
+def open_stage_data(job: StageJob, tokenizer: Any, *, prefetch: int = 2) -> StageData:
     """Opens a stage's data on this rank; every rank must call it.
 
     Args:
         job: Corpus, stores, selection of rows and cut of steps.
         tokenizer: The student's.
+        prefetch: Steps that are read ahead; 0: none.
 
     Raises:
         DataError: See ``JoinedCorpus.open`` and ``CorpusTokens.open``; or no row is left.
@@ -60,6 +61,7 @@ def open_stage_data(job: StageJob, tokenizer: Any) -> StageData:
         window=training.window_shards,
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
+        prefetch=prefetch,
     )
     loader = StageLoader(joined, tokens, rows, options)
     total_steps = training.max_steps or training.epochs * loader.num_steps_per_epoch

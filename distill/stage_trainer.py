@@ -133,9 +133,8 @@ class StageTrainer:
         if self._rank != 0:
             yield
             return
-        total = self._data.plan.total_steps
         self._log = MetricsLog(self._directory.metrics, self._directory.tensorboard, self.step)
-        self._progress = StageProgress(self.job.name, total, self.step)
+        self._progress = StageProgress(self.job.name)
         try:
             yield
         finally:
