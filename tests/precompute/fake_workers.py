@@ -51,8 +51,6 @@ class FakeWorker:
     def load(self) -> None:
         if self.spec.model_path == "missing":
             raise TeacherError("cannot be loaded", teacher=self.spec.teacher.name)
-        if self.spec.model_path == "dies":
-            os.kill(os.getpid(), signal.SIGKILL)
 
     def prefetch(self, job: ShardJob) -> None:
         self.prefetched.append(job.task.shard)

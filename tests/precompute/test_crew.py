@@ -200,6 +200,16 @@ def test_a_model_that_takes_too_long_to_load_is_given_up_after_three_actors() ->
     assert "not loaded within 50 s" in str(error)
 
 
+def test_a_teacher_whose_actors_die_while_they_load_is_given_up_after_three() -> None:
+    stage = Stage(num_jobs=1, num_actors=1)
+    for actor in range(3):
+        assert stage.crew.error() is None
+        stage.crew.advance(actor * 10.0)
+        stage.answer(actor, "place", at_s=actor * 10.0)
+        stage.answer(actor, "load", Loss("out of memory"), at_s=actor * 10.0)
+    assert "lost before the model is loaded, 3 times in a row: out of memory" in str(stage.crew.error())
+
+
 def test_what_is_not_the_shards_fault_ends_the_teacher_without_another_try() -> None:
     for error in (ResourceError("full"), CorpusError("changed", corpus="c")):
         stage = Stage(num_jobs=3, num_actors=1)

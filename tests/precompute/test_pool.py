@@ -213,8 +213,3 @@ def test_an_actor_that_is_never_placed_ends_in_a_clear_error(tmp_path: Path, run
             run(make_queue(tmp_path, 1), options=OPTIONS.model_copy(update={"start_timeout_s": 1.0}))
     finally:
         ray.kill(hog)
-
-
-def test_a_teacher_whose_actors_die_while_loading_is_given_up(tmp_path: Path, run: Run) -> None:
-    with pytest.raises(TeacherError, match="lost before the model is loaded"):
-        run(make_queue(tmp_path, 2, spec=make_spec("t", "dies")))
