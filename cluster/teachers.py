@@ -32,7 +32,11 @@ def teacher_job(
         name=f"teachers/{teacher.name}",
         output="",
         init=LayersInit(
-            kind="layers", model=teacher.model, revision=teacher.revision, layers=training.layers
+            kind="layers",
+            model=teacher.model,
+            revision=teacher.revision,
+            layers=training.layers,
+            overrides=training.overrides,
         ),
         init_hash=init_hash,
         max_length=teacher.max_length,

@@ -68,6 +68,7 @@ def load_first_layers(init: LayersInit, num_labels: int, seed: int) -> Any:
     path = resolve_model(init.model, field=f"{_FIELD}.model")
     config = _load_config(path, init.revision)
     _cut_layers(config, init)
+    _override(config, init)
     config.num_labels = num_labels
     skeleton, report = _load_weights(path, config, revision=init.revision, seed=seed)
     prefix = f"{skeleton.base_model_prefix}."
@@ -251,6 +252,17 @@ def _cut_layers(config: Any, init: LayersInit) -> None:
         raise RecipeError(
             f"{init.model}: layers of a {config.model_type} cannot be cut", field=_FIELD
         ) from error
+
+
+def _override(config: Any, init: LayersInit) -> None:
+    """Changes fields of the configuration; a name that it does not have would change nothing."""
+    for name, value in init.overrides.items():
+        if not hasattr(config, name):
+            raise RecipeError(
+                f"the configuration of a {config.model_type} has no field {name!r}",
+                field=f"{_FIELD}.overrides",
+            )
+        setattr(config, name, value)
 
 
 def _load_weights(path: str, config: Any, *, revision: str | None, seed: int) -> tuple[Any, dict[str, Any]]:

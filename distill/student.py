@@ -139,6 +139,10 @@ class MultiHeadStudent(nn.Module):
         """Number of parameters, all heads included."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def freeze_embeddings(self) -> None:
+        """Takes the token embeddings out of training."""
+        self.skeleton.get_input_embeddings().weight.requires_grad_(False)
+
     def forward(self, **inputs: Tensor) -> Tensor:
         """Returns the raw logits of all heads.
 

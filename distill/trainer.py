@@ -98,6 +98,8 @@ def _train(job: StageJob, directory: StageDirectory, stop: StopRequest, keep_che
     student = MultiHeadStudent.from_init(
         job.init, job.prediction_heads(), job.labels, job.seed, max_length=job.max_length
     )
+    if job.training.freeze_embeddings:
+        student.freeze_embeddings()
     data = open_stage_data(job, student.tokenizer)
     trainer = StageTrainer(job, directory, stop, student, data)
     return trainer.run(keep_checkpoints=keep_checkpoints)

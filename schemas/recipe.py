@@ -161,6 +161,8 @@ class Training(Frozen):
         metric: What selection compares. ``soft_loss`` is the only one for unlabelled rows.
         patience: Evaluations without a better value after which training stops; None: never.
         checkpoint_every_steps: Steps between two checkpoints; by default only at each evaluation.
+        freeze_embeddings: Keep the token embeddings as they are. In a small encoder they are most of
+            the parameters, and short trainings move few of them.
     """
 
     corpus: str
@@ -180,6 +182,7 @@ class Training(Frozen):
     metric: Literal["accuracy", "macro_f1", "loss", "soft_loss"] | None = None
     patience: Count | None = None
     checkpoint_every_steps: Count | None = None
+    freeze_embeddings: bool = False
 
 
 class TeacherTraining(Training):
@@ -187,10 +190,12 @@ class TeacherTraining(Training):
 
     Attributes:
         layers: Keep the first n layers of the model only; all by default.
+        overrides: Fields of the model's configuration to change, such as ``hidden_dropout_prob``.
         seed: Seed of the new head and of the order; by default the recipe's.
     """
 
     layers: Count | None = None
+    overrides: dict[str, Any] = Field(default_factory=dict)
     seed: int | None = None
 
 
@@ -258,12 +263,17 @@ class StoreOptions(Frozen):
 
 
 class LayersInit(Frozen):
-    """The first ``layers`` layers (by default all) of a pretrained encoder, with embeddings and pooler."""
+    """The first ``layers`` layers (by default all) of a pretrained encoder, with embeddings and pooler.
+
+    Attributes:
+        overrides: Fields of the model's configuration to change, such as ``hidden_dropout_prob``.
+    """
 
     kind: Literal["layers"]
     model: str
     revision: str | None = None
     layers: Count | None = None
+    overrides: dict[str, Any] = Field(default_factory=dict)
 
 
 class ConfigInit(Frozen):

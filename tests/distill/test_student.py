@@ -128,6 +128,23 @@ def test_all_layers_are_kept_when_no_number_is_given(pretrained: Path):
     assert student.skeleton.config.num_hidden_layers == 2
 
 
+def test_overrides_change_the_configuration_and_nothing_else(pretrained: Path):
+    init = LayersInit(kind="layers", model=str(pretrained), overrides={"hidden_dropout_prob": 0.25})
+    student = MultiHeadStudent.from_init(init, HEADS, LABELS, 3, max_length=32)
+    assert student.skeleton.config.hidden_dropout_prob == 0.25
+    plain = MultiHeadStudent.from_init(
+        LayersInit(kind="layers", model=str(pretrained)), HEADS, LABELS, 3, max_length=32
+    )
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, student.state_dict()[name]), name
+
+
+def test_an_override_of_no_field_is_refused(pretrained: Path):
+    init = LayersInit(kind="layers", model=str(pretrained), overrides={"hiden_dropout_prob": 0.0})
+    with pytest.raises(RecipeError, match="hiden_dropout_prob"):
+        MultiHeadStudent.from_init(init, HEADS, LABELS, 3, max_length=32)
+
+
 def test_layers_of_modernbert_can_be_cut(tmp_path: Path):
     model = save_classifier(tmp_path, "modernbert", num_hidden_layers=4)
     init = LayersInit(kind="layers", model=str(model), layers=2)

@@ -177,6 +177,17 @@ def test_a_finished_stage_is_not_trained_again(stage: TinyStage, uninterrupted: 
     assert (uninterrupted / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_frozen_embeddings_stay_as_they_were(stage: TinyStage) -> None:
+    train(stage.job("thawed", max_steps=2))
+    train(stage.job("frozen", max_steps=2, freeze_embeddings=True))
+    job = stage.job("frozen")
+    fresh = MultiHeadStudent.from_init(job.init, job.prediction_heads(), job.labels, job.seed, max_length=24)
+    before = fresh.skeleton.get_input_embeddings().weight
+    name = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(read_weights(stage.root / "frozen")[name], before)
+    assert not torch.equal(read_weights(stage.root / "thawed")[name], before)
+
+
 def test_another_jobs_output_is_refused(stage: TinyStage, uninterrupted: Path) -> None:
     with pytest.raises(RefusedError, match="another job"):
         train(stage.job("uninterrupted", config=DROPOUT, seed=12))
