@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from distill.engine import stop_process_group
 from distill.stage_directory import StageDirectory
 from distill.stop_request import StopRequest
 from distill.student import MultiHeadStudent
-from distill.trainer import run_rank
+from distill.trainer import main, run_rank
 from schemas.errors import RecipeError, RefusedError, TrainingError
 from schemas.job import StageJob, StudentInit
 from tests.child_ranks import Kill, read_rows, read_trace, run_ranks
 from tests.store_factory import make_part, make_store, target
-from tests.tiny_stage import TinyStage, no_launcher_environment, read_metrics, read_weights
+from tests.tiny_stage import TinyStage, no_launcher_environment, read_metrics, read_weights, write_job
 
 # torch's own compiler package, which DeepSpeed's ZeRO loads, decorates with what torch deprecates.
 # DeepSpeed calls collectives by the names that they had before torch 2.13.
@@ -266,3 +269,25 @@ def test_the_trainer_loads_no_precompute_no_ray_and_no_teacher(stage: TinyStage,
     assert any("stores" in path for path in trace["opened"])
     weights = [path for path in trace["opened"] if path.endswith((".safetensors", ".bin"))]
     assert all(str(uninterrupted) in path for path in weights)
+
+
+def test_a_damaged_store_leaves_a_failed_status_with_its_exit_code(
+    stage: TinyStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(stage.stores["first"], tmp_path / "first"))
+    shard = next((root / "data").glob("s000002-*.arrow"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    job = stage.job("damaged", soft_targets=(target(("first", [root])),))
+    # The handlers are this process's; so are the filters of warnings.
+    monkeypatch.setattr(StopRequest, "install", lambda self: None)
+    with no_launcher_environment(), warnings.catch_warnings():
+        assert main(["--job", str(write_job(job)), "--local_rank=0"]) == 3
+    status = StageDirectory(Path(job.output)).read_status()
+    assert status is not None
+    assert (status.state, status.exit_code) == ("failed", 3)
+    assert status.error is not None
+    assert str(root) in status.error
+    assert "shard 2" in status.error
+    stop_process_group()
