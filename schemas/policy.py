@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from schemas.fields import Frozen
 
 
-class DensePolicy(BaseModel):
+class DensePolicy(Frozen):
     """Keeps every logit, raw; the only policy for classification."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["dense"] = "dense"
 

@@ -1,0 +1,19 @@
+"""Base class and field types of the recipe's models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Arm = Literal["golden", "1-o-1", "1avg-o-1", "m-o-m", "m-o-1", "tkd", "tmkd"]
+
+
+class Frozen(BaseModel):
+    """Base of all recipe models: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
