@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.digest import replace_file
-from schemas.rows import UNLABELLED
+from schemas.rows import UNLABELLED, text_columns
 
 
 def find_shared_rows(corpus: Sequence[pa.Table], evaluation: Sequence[pa.Table]) -> npt.NDArray[np.int64]:
@@ -63,6 +63,4 @@ def _shared_mask(table: pa.Table, known: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def _text_columns(table: pa.Table) -> list[pa.ChunkedArray]:
-    return [
-        table.column(name) for name in table.column_names if name.startswith("text_") and name != "text_hash"
-    ]
+    return [table.column(name) for name in text_columns(table)]

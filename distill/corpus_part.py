@@ -19,7 +19,7 @@ from distill.column_view import view_bytes, view_numbers
 from schemas.errors import DataError, RefusedError
 from schemas.job import PartSource
 from schemas.plan import Plan, cut_rows
-from schemas.rows import UNLABELLED, corpus_schema, fingerprint_columns, open_rows
+from schemas.rows import UNLABELLED, corpus_schema, fingerprint_columns, open_rows, text_columns
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class CorpusPart:
             RefusedError: The corpus has changed, or the cut is not the plan's.
         """
         table = open_rows(Path(source.rows))
-        num_texts = sum(name.startswith("text_") and name != "text_hash" for name in table.column_names)
-        if not table.schema.equals(corpus_schema(num_texts), check_metadata=False):
+        if not table.schema.equals(corpus_schema(len(text_columns(table))), check_metadata=False):
             raise DataError(
                 f"{source.rows}: has columns {', '.join(table.column_names)}, not a corpus part's"
             )

@@ -27,7 +27,7 @@ from distill.heads import match_columns
 from distill.predict import BATCH_ROWS, Inputs, predict_rows
 from distill.student import MultiHeadStudent
 from schemas.errors import DataError, LabelError
-from schemas.rows import open_rows
+from schemas.rows import open_rows, text_columns
 
 CHUNK_ROWS = 16_384
 
@@ -149,8 +149,7 @@ def time_examples_per_s(
 
 def read_texts(table: pa.Table) -> list[tuple[str, ...]]:
     """Returns the text columns of corpus rows, one tuple a row."""
-    names = [name for name in table.column_names if name.startswith("text_") and name != "text_hash"]
-    return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+    return list(zip(*(table[name].to_pylist() for name in text_columns(table)), strict=True))
 
 
 def _iterate_chunks(parts: Sequence[Path | str]) -> Iterator[pa.Table]:

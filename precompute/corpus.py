@@ -25,7 +25,7 @@ from precompute.corpus_rows import PartRows, SourceTable, arrange_rows
 from precompute.disk import translated_os_errors
 from precompute.materialised import CORPORA_DIRECTORY, MaterialisedPart, PartOrigin, write_part
 from precompute.pydocqa import build_pairs
-from schemas.errors import CorpusError, ResourceError
+from schemas.errors import CorpusError, ResourceError, first_line
 from schemas.recipe import Corpus, FilePart, HubPart, Part, PydocqaPart
 
 __all__ = ["MaterialisedPart", "materialise_corpus"]
@@ -101,7 +101,7 @@ class _PartSource:
             ResourceError: The hub cannot be reached.
         """
         if isinstance(part, PydocqaPart):
-            return _read_pydocqa(part)
+            return self._read_pydocqa(part)
         if isinstance(part, FilePart):
             dataset = self._read_file(part.path)
         elif self._data_root is not None and part.mirror is not None:
@@ -138,14 +138,14 @@ class _PartSource:
                     raise cause from None
             if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
                 raise self._fail(f"{path} holds no rows") from error
-            raise self._fail(f"{path} cannot be read ({_first_line(cause)})") from error
+            raise self._fail(f"{path} cannot be read ({first_line(cause)})") from error
 
     def _read_hub(self, part: HubPart) -> Any:
         where = f"{part.repo}{f' ({part.config})' if part.config else ''}"
         try:
             return self._load(part.repo, part.config, split=part.split, revision=part.revision)
         except (DatasetsError, OSError, ValueError) as error:
-            line = _first_line(error)
+            line = first_line(error)
             unreachable = isinstance(error, OSError) and not isinstance(error, DatasetsError)
             if unreachable or "find cache" in line:
                 raise ResourceError(
@@ -153,6 +153,20 @@ class _PartSource:
                     "give data_root and the part's mirror to read a local copy"
                 ) from error
             raise self._fail(f"{where}, split {part.split}, cannot be read ({line})") from error
+
+    def _read_pydocqa(self, part: PydocqaPart) -> SourceTable:
+        try:
+            pairs = build_pairs(part.split, passages_per_question=part.passages_per_question)
+        except ValueError as error:
+            raise self._fail(f"{error}; pydocqa wants a Python whose library lies in files") from error
+        columns = {
+            # The part's name takes the split's place in the ids.
+            "id": pa.array([pair.example_id.removeprefix(f"{part.split}/") for pair in pairs]),
+            "question": pa.array([pair.question for pair in pairs]),
+            "passage": pa.array([pair.passage for pair in pairs]),
+            "label": pa.array([pair.label for pair in pairs], pa.int32()),
+        }
+        return SourceTable(pa.table(columns), "id", ())
 
     def _load(self, *names: str | None, **options: Any) -> Any:
         # Bars of `datasets` would mix with those of the run.
@@ -181,18 +195,6 @@ def _csv_options(path: Path, suffix: str, compressed: bool) -> dict[str, Any]:
     return {**dialect, "keep_default_na": False, "features": features}
 
 
-def _read_pydocqa(part: PydocqaPart) -> SourceTable:
-    pairs = build_pairs(part.split, passages_per_question=part.passages_per_question)
-    columns = {
-        # The part's name takes the split's place in the ids.
-        "id": pa.array([pair.example_id.removeprefix(f"{part.split}/") for pair in pairs]),
-        "question": pa.array([pair.question for pair in pairs]),
-        "passage": pa.array([pair.passage for pair in pairs]),
-        "label": pa.array([pair.label for pair in pairs], pa.int32()),
-    }
-    return SourceTable(pa.table(columns), "id", ())
-
-
 def _refuse_duplicates(name: str, parts: list[PartRows]) -> None:
     ids = pa.chunked_array([chunk for part in parts for chunk in part.table.column("example_id").chunks])
     counts = pc.value_counts(ids)
@@ -202,8 +204,3 @@ def _refuse_duplicates(name: str, parts: list[PartRows]) -> None:
         message = f"example id {first['values']!r} occurs {first['counts']} times"
         more = f" ({len(repeated)} ids are repeated)" if len(repeated) > 1 else ""
         raise CorpusError(f"{message}{more}; ids must be unique over all parts", corpus=name)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

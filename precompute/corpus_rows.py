@@ -164,8 +164,8 @@ def _find_label(value: object, labels: Sequence[str], class_names: Sequence[str]
     if isinstance(value, str):
         if normalise(value) in positions:
             return positions[normalise(value)]
-        return _find_label(int(value), labels, ()) if value.lstrip("-").isdecimal() else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        return _find_label(int(value), labels, ()) if value.removeprefix("-").isdecimal() else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
         return None
     number = int(value)
     if {normalise(name) for name in class_names} == set(positions) and 0 <= number < len(class_names):

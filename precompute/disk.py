@@ -20,15 +20,20 @@ def translated_os_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            message = (
-                f"{root}: the disk is full; committed shards are kept; "
-                "free space and run the same command again"
-            )
-        elif error.errno in _FORBIDDEN:
-            message = f"{root}: may not be written ({error.strerror}); check its owner and mount"
-        elif error.errno in _NO_LINKS:
-            message = f"{root}: this file system has no hard links; put the stores on another one"
-        else:
+        refusal = explain_os_error(error, root)
+        if refusal is None:
             raise
-        raise ResourceError(message) from error
+        raise refusal from error
+
+
+def explain_os_error(error: OSError, path: Path | str) -> ResourceError | None:
+    """Returns what a refusal of the file system means, or None if the error is something else."""
+    if error.errno in _FULL:
+        advice = "the disk is full; committed shards are kept; free space and run the same command again"
+    elif error.errno in _FORBIDDEN:
+        advice = f"may not be read or written ({error.strerror}); check its owner and mount"
+    elif error.errno in _NO_LINKS:
+        advice = "this file system has no hard links; put the stores on another one"
+    else:
+        return None
+    return ResourceError(f"{path}: {advice}")

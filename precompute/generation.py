@@ -19,7 +19,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from schemas.digest import DocumentError, hash_file, hash_value, read_document, write_document
-from schemas.errors import ResourceError, TeacherError
+from schemas.errors import ResourceError, TeacherError, first_line
 from schemas.recipe import Corpus, Teacher
 
 CONFIG_FILE = "config.json"
@@ -103,10 +103,9 @@ def native_labels(model_path: str, revision: str | None, *, teacher: str | None 
     if names is None:
         # As transformers names them.
         return tuple(f"LABEL_{i}" for i in range(int(config.get("num_labels", 2))))
-    numbers = sorted(map(int, names))
-    if numbers != list(range(len(names))):
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
         raise TeacherError(f"its id2label does not number its labels from 0: {names}", teacher=teacher)
-    return tuple(str(names[str(number)]) for number in numbers)
+    return tuple(str(names[str(i)]) for i in range(len(names)))
 
 
 def hash_model(model_path: str, revision: str | None, cache: Path) -> str:
@@ -197,8 +196,7 @@ def _find_config(model_path: str, revision: str | None, teacher: str) -> Path:
     try:
         return Path(hf_hub_download(model_path, CONFIG_FILE, revision=revision))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
-        message = f"teacher {teacher}: {model_path} cannot be fetched from the hub ({line})"
+        message = f"teacher {teacher}: {model_path} cannot be fetched from the hub ({first_line(error)})"
         raise ResourceError(f"{message}; give a local directory as its model") from error
 
 

@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from precompute.tasks import WorkerSpec
-from schemas.errors import ResourceError, TeacherError
+from schemas.errors import ResourceError, TeacherError, first_line
 
 # Rows that one call of the tokenizer gets: bounds the Python lists that it returns.
 _TOKENISE_ROWS = 512
@@ -72,13 +72,13 @@ class LoadedTeacher:
             with _quiet_transformers():
                 tokenizer, model, report = _read_pretrained(spec)
         except OSError as error:
-            line = _first_line(error)
+            line = first_line(error)
             if Path(spec.model_path).exists():
                 raise TeacherError(f"cannot be loaded: {line}", teacher=name) from error
             message = f"teacher {name}: {spec.model_path} cannot be fetched ({line}); give a local directory"
             raise ResourceError(message) from error
         except (SafetensorError, ValueError, ImportError, KeyError) as error:
-            raise TeacherError(f"cannot be loaded: {_first_line(error)}", teacher=name) from error
+            raise TeacherError(f"cannot be loaded: {first_line(error)}", teacher=name) from error
         _check_weights(report, name)
         _check_tokenizer(tokenizer, model.config, spec)
         return cls(spec, model.to(spec.device).eval(), tokenizer)
@@ -231,8 +231,3 @@ def _check_tokenizer(tokenizer: Any, config: Any, spec: WorkerSpec) -> None:
         positions -= config.pad_token_id + 1
     if max_length > positions:
         raise TeacherError(f"max_length is {max_length}, the model has {positions} positions", teacher=name)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

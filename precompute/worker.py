@@ -29,7 +29,7 @@ from precompute.tasks import ShardJob, ShardReceipt, WorkerSpec
 from precompute.teacher import LoadedTeacher, TokenisedRows
 from schemas.errors import CorpusError, TeacherError
 from schemas.records import ExcludedRow
-from schemas.rows import hash_texts, open_rows
+from schemas.rows import hash_texts, open_rows, text_columns
 
 _NOT_FINITE = "logits are not finite"
 _NUM_NAMED_ROWS = 5
@@ -134,21 +134,23 @@ class ShardWorker:
         self._tokeniser.shutdown(wait=True, cancel_futures=True)
 
     def _take(self, job: ShardJob) -> _PreparedShard:
-        """Returns the prepared job: the one ahead if it is that, else prepared now."""
+        """Returns the prepared job: the one ahead if it is that, else prepared now.
+
+        A tokenizer is not to be used by two threads at once, so that one thread prepares all jobs. A
+        later job that is ahead already stays there: its turn comes.
+        """
         with self._lock:
-            ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == job:
-            return ahead[1].result()
-        if ahead is not None:
-            ahead[1].cancel()
-        return self._prepare(job)
+            if self._ahead is not None and self._ahead[0] == job:
+                prepared, self._ahead = self._ahead[1], None
+            else:
+                prepared = self._tokeniser.submit(self._prepare, job)
+        return prepared.result()
 
     def _prepare(self, job: ShardJob) -> _PreparedShard:
         store = self._open_store(job.store_root)
         task = job.task
         rows = open_rows(Path(job.rows_path)).slice(task.start, task.num_rows)
-        names = [name for name in rows.column_names if name.startswith("text_") and name != "text_hash"]
-        texts = [rows.column(name).to_pylist() for name in names]
+        texts = [rows.column(name).to_pylist() for name in text_columns(rows)]
         _check_rows(job, rows, texts, store)
         return _PreparedShard(rows, self.load().tokenise(texts))
 
@@ -213,8 +215,10 @@ def _check_rows(job: ShardJob, rows: pa.Table, texts: Sequence[Sequence[str]], s
     ids = store.plan.example_ids(job.task)
     hashes = [hash_texts(row) for row in zip(*texts, strict=True)]
     corpus, _, part = job.part.partition("/")
+    advice = "remove the materialised corpus and run the same command again"
     if rows.column("example_id").to_pylist() != ids:
-        raise CorpusError("its example ids are not those of the store's plan", corpus=corpus, part=part)
+        message = f"its example ids are not those of the store's plan; {advice}"
+        raise CorpusError(message, corpus=corpus, part=part or None)
     planned = store.plan.text_hashes(job.task)
     changed = [
         example_id for example_id, ours, theirs in zip(ids, hashes, planned, strict=True) if ours != theirs
@@ -222,7 +226,7 @@ def _check_rows(job: ShardJob, rows: pa.Table, texts: Sequence[Sequence[str]], s
     if changed:
         raise CorpusError(
             f"the text of {changed[0]} ({len(changed)} rows in shard {job.task.shard}) has changed since "
-            "the plan; remove the materialised corpus and run the same command again",
+            f"the plan; {advice}",
             corpus=corpus,
             part=part or None,
         )

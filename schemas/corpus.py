@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.fields import Count, Frozen, Name
+from schemas.labels import normalise
 
 
 class PartBase(Frozen):
@@ -90,8 +91,8 @@ class Corpus(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels must be distinct")
+        if len({normalise(name) for name in self.labels}) != len(self.labels):
+            raise ValueError("labels must be distinct, in more than case, spaces and hyphens")
         if self.question is not None and self.question not in self.text:
             raise ValueError("question must be one of the text columns")
         if any(part.text is not None and len(part.text) != len(self.text) for part in self.parts):

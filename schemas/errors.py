@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error of other code, or its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class TmkdError(Exception):
     """Base of all errors that tmkd raises on purpose.
 

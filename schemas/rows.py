@@ -119,6 +119,11 @@ def classification_schema(num_labels: int) -> pa.Schema:
     )
 
 
+def text_columns(rows: pa.Table) -> list[str]:
+    """Returns the names of the text columns of ``corpus_schema``, in order."""
+    return [name for name in rows.column_names if name.startswith("text_") and name != "text_hash"]
+
+
 def open_rows(path: Path) -> pa.Table:
     """Maps a materialised corpus part without copying it.
 

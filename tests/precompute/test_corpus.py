@@ -19,7 +19,7 @@ from precompute.corpus import MaterialisedPart, materialise_corpus
 from precompute.pydocqa import Pair
 from schemas.errors import CorpusError, ResourceError
 from schemas.plan import make_plan
-from schemas.recipe import Corpus
+from schemas.recipe import Corpus, PydocqaPart
 from schemas.rows import corpus_schema, hash_texts, open_rows
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -209,6 +209,7 @@ BAD_ROWS = [
     ([ROWS[0] | {"label": "maybe"}], {}, r"row train/0: label 'maybe' is not one of"),
     ([ROWS[0] | {"label": 0.5}], {}, r"row train/0: label 0.5 is not one of"),
     ([ROWS[0] | {"label": True}], {}, r"row train/0: label True is not one of"),
+    ([ROWS[0] | {"label": "--1"}], {}, r"row train/0: label '--1' is not one of"),
     ([ROWS[0] | {"label": [0]}], {}, r"column label holds list"),
     ([{"question": "a", "label": 0}], {}, r"has no column sentence; its columns are question, label"),
     ([{"question": "a", "sentence": "b"}], {}, r"has no column label; .*; set label: null"),
@@ -228,6 +229,26 @@ def test_rows_that_cannot_be_used_are_refused_in_one_line(
     assert str(caught.value).startswith("corpus qnli")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("label", [float("nan"), float("inf")])
+def test_a_label_that_is_no_number_is_refused(tmp_path: Path, label: float) -> None:
+    path = tmp_path / "rows.parquet"
+    columns = {"question": ["a"], "sentence": ["b"], "label": [label]}
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(CorpusError, match=f"row train/0: label {label} is not one of"):
+        materialise_corpus("qnli", make_corpus({"path": str(path)}), data_root=None, out=tmp_path)
+
+
+def test_a_library_without_files_is_a_corpus_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("no documented Python files in the library directory /lib")
+
+    monkeypatch.setattr("precompute.corpus.build_pairs", refuse)
+    part = PydocqaPart(kind="pydocqa", split="train")
+    corpus = Corpus(labels=("relevant", "irrelevant"), text=("question", "passage"), parts=(part,))
+    with pytest.raises(CorpusError, match="no documented Python files"):
+        materialise_corpus("pydocqa", corpus, data_root=None, out=tmp_path)
 
 
 BAD_FILES = [
@@ -338,7 +359,7 @@ def test_the_builtin_corpus_keeps_its_ids_and_labels(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("number", "message"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "may not be written")]
+    ("number", "message"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "may not be read or written")]
 )
 def test_a_disk_that_takes_no_rows_is_a_resource_error(
     number: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -154,6 +154,8 @@ def test_a_model_without_label_names_has_those_that_transformers_gives(model: Pa
         ("{", "cannot be read"),
         ("[]", "is not a JSON object"),
         ('{"id2label": {"1": "a", "2": "b"}}', "does not number its labels from 0"),
+        ('{"id2label": {"zero": "a"}}', "does not number its labels from 0"),
+        ('{"id2label": ["a", "b"]}', "does not number its labels from 0"),
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_refused(model: Path, text: str | None, message: str) -> None:

@@ -177,8 +177,8 @@ def test_an_exception_while_batches_are_made_publishes_nothing(store: StoreWrite
     [
         (errno.ENOSPC, "disk is full; committed shards are kept; free space and run the same command again"),
         (errno.EDQUOT, "disk is full"),
-        (errno.EACCES, "may not be written"),
-        (errno.EROFS, "may not be written"),
+        (errno.EACCES, "may not be read or written"),
+        (errno.EROFS, "may not be read or written"),
         (errno.EOPNOTSUPP, "has no hard links"),
     ],
 )
@@ -219,7 +219,7 @@ def test_a_store_below_a_directory_that_may_not_be_written_is_a_resource_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "mkdir", fail_call(0, Path.mkdir, PermissionError(errno.EACCES, "denied")))
-    with pytest.raises(ResourceError, match=r"may not be written \(denied\)"):
+    with pytest.raises(ResourceError, match=r"may not be read or written \(denied\)"):
         open_store(tmp_path / "store", make_rows(4))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -15,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from precompute.store_writer import StoreWriter
 from precompute.tasks import ShardJob, WorkerSpec
+from precompute.teacher import LoadedTeacher, TokenisedRows
 from precompute.worker import ShardWorker
 from schemas.errors import CorpusError, TeacherError
 from schemas.plan import make_plan
@@ -127,10 +130,30 @@ def test_only_one_job_is_prefetched(model: Path, tmp_path: Path) -> None:
     assert worker.prefetch(jobs[0])
     assert worker.prefetch(jobs[0])
     assert not worker.prefetch(jobs[1])
-    assert worker.process(jobs[2]).committed  # Another job than the one ahead.
-    assert worker.prefetch(jobs[1])
-    assert worker.process(jobs[1]).committed
     worker.close()
+
+
+def test_a_job_ahead_waits_for_its_turn_and_is_prepared_once(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, jobs = make_jobs(tmp_path)
+    threads: list[str] = []
+    tokenise = LoadedTeacher.tokenise
+
+    def watch(self: LoadedTeacher, texts: Sequence[Sequence[str]]) -> TokenisedRows:
+        threads.append(threading.current_thread().name)
+        return tokenise(self, texts)
+
+    monkeypatch.setattr(LoadedTeacher, "tokenise", watch)
+    worker = ShardWorker(make_spec(model))
+    # The driver's request to prepare may overtake the job that comes first.
+    assert worker.prefetch(jobs[1])
+    assert worker.process(jobs[0]).committed
+    assert worker.process(jobs[1]).committed
+    assert worker.process(jobs[2]).committed
+    worker.close()
+    # A tokenizer in two threads at once may raise.
+    assert threads == ["tokenise_0"] * 3
 
 
 def test_a_shard_with_non_finite_logits_fails_and_names_the_rows(poisoned: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from schemas.recipe import Recipe
+from schemas.recipe import Corpus, Recipe
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -35,6 +35,13 @@ def test_a_minimal_recipe_is_valid_and_frozen() -> None:
     assert recipe.stages[1].kind == "finetune"
     with pytest.raises(ValidationError, match="frozen"):
         recipe.name = "other"  # type: ignore[misc]
+
+
+def test_label_names_that_are_matched_alike_are_refused() -> None:
+    fields = {"text": ["x"], "parts": [{"kind": "file", "path": "t.jsonl"}]}
+    for labels in (["Not entailed", "not_entailed"], ["yes", "YES"]):
+        with pytest.raises(ValidationError, match="labels must be distinct"):
+            Corpus.model_validate({**fields, "labels": labels})
 
 
 def test_a_resolved_recipe_reads_back_as_itself() -> None:
