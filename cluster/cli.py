@@ -81,8 +81,14 @@ def run(
     options = RunOptions(address=address, new_store=new_store, num_procs=num_procs)
     result = run_recipe(_load(recipe, overrides, out), options)
     if as_json:
+        evaluation = result.evaluation.model_dump(mode="json") if result.evaluation is not None else None
         _print_json(
-            {"run": str(result.run), "report": str(result.report), "evaluation": str(result.evaluation)}
+            {
+                "run": str(result.run),
+                "student": str(result.student),
+                "report": str(result.report),
+                "evaluation": evaluation,
+            }
         )
         return
     if result.evaluation is not None:
@@ -199,17 +205,19 @@ def predict(
 ) -> None:
     """Labels rows, and ranks the passages of each question where there is a question column."""
     from cluster.student_commands import predict_file
+    from schemas.digest import replace_file
 
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ResourceError(f"{output}: its directory is not there; make it first")
     lines = predict_file(student, data, _split(columns), question)
-    if as_json:
-        _print_json({"rows": lines})
-        return
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    if output is None:
-        typer.echo(text, nl=False)
-    else:
-        output.write_text(text, encoding="utf-8")
+    if output is not None:
+        replace_file(output, text.encode())
         say(f"{len(lines)} rows: {output}")
+    if as_json:
+        _print_json({"rows": lines} if output is None else {"num_rows": len(lines), "output": str(output)})
+    elif output is None:
+        typer.echo(text, nl=False)
 
 
 @app.command()
@@ -224,16 +232,27 @@ def export(
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Folds the heads into one: a checkpoint that plain transformers opens."""
-    from cluster.student_commands import export_student
+    """Folds the heads into one: a checkpoint that plain transformers opens.
 
-    loaded = _load(recipe, overrides, out) if recipe is not None else None
+    What that costs in accuracy is measured where there are rows: by default those of the student's run.
+    """
+    from cluster.student_commands import export_student, find_own_recipe
+    from schemas.errors import RecipeError
+
+    if recipe is not None and data is not None:
+        raise RecipeError("export wants at most one of --recipe and --data")
+    if recipe is not None:
+        loaded = _load(recipe, overrides, out)
+    else:
+        loaded = find_own_recipe(student) if data is None else None
     result = export_student(student, output, loaded, data)
     if as_json:
         _print_json(result)
-    else:
-        for key, value in result.items():
-            typer.echo(f"{key}\t{value}")
+        return
+    for key, value in result.items():
+        typer.echo(f"{key}\t{value}")
+    if "accuracy_folded" not in result:
+        say("give --recipe or --data to measure what folding the heads costs in accuracy")
 
 
 @app.command()
@@ -261,9 +280,11 @@ def run_command(arguments: list[str]) -> int:
     Returns:
         The exit code of DESIGN section 6.
     """
+    # Errors advise it, so it is taken wherever it is added.
     debug = "--debug" in arguments
+    words = [word for word in arguments if word != "--debug"]
     try:
-        result = app(args=arguments, prog_name="tmkd", standalone_mode=False)
+        result = app(args=words, prog_name="tmkd", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except _UsageError as error:
         error.show()

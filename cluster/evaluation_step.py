@@ -1,26 +1,28 @@
-"""The evaluation of a run: speeds, then scores over each evaluation corpus."""
+"""The evaluation of a run: speeds, then scores over each evaluation corpus.
+
+Invariant: a request to stop is heard between two models; what was measured and predicted is kept
+(tests/cluster/test_evaluation_step.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from cluster.arms import used_teachers
 from cluster.planning import PlannedCorpus
 from cluster.run_context import Run, available_cpus
-from cluster.scoring import EvaluationCorpus, FinishedStudent, score_corpus
-from cluster.speed import ModelSpeed, SpeedLog, time_student, time_teacher
+from cluster.scoring import EvaluationCorpus, FinishedStudent, read_predictions, score_corpus
+from cluster.speed import ModelSpeed, SpeedLog, Texts, time_student, time_teacher
 from cluster.teacher_step import TeacherModel
-from distill.evaluate import read_texts
 from precompute.tasks import WorkerSpec
 from schemas.evaluation import DroppedRows, RunEvaluation, write_evaluation
+from schemas.recipe import Arm
 from schemas.records import StoresLock
-from schemas.rows import open_rows
 
 SPEED_FILE = "speed.json"
 
@@ -40,10 +42,13 @@ def evaluate_students(
     ]
     teacher_speeds: dict[str, ModelSpeed] = {}
     if recipe.evaluation.speed_rows:
-        texts = _read_speed_texts(corpora[0], recipe.evaluation.speed_rows)
-        log = SpeedLog.open(run.directory.run / SPEED_FILE)
-        teacher_speeds = _time_teachers(run, teachers, log, texts)
-        students = _time_students(students, log, texts)
+        timing = _Timing.of_run(run, corpora[0])
+        teacher_speeds = _time_teachers(run, teachers, timing)
+        students = _time_students(run, students, timing)
+    for corpus in corpora:
+        for student in students:
+            run.stop.raise_if_set()
+            read_predictions(student, corpus, run.directory.predictions)
     scored = [
         score_corpus(
             recipe, corpus, students, teacher_speeds=teacher_speeds, predictions=run.directory.predictions
@@ -64,37 +69,60 @@ def evaluate_students(
     return evaluation
 
 
-def _read_speed_texts(corpus: EvaluationCorpus, num_rows: int) -> list[tuple[str, ...]]:
-    tables = (open_rows(Path(part.rows)) for part in corpus.parts)
-    texts = (text for table in tables for text in read_texts(table.slice(0, num_rows)))
-    return list(islice(texts, num_rows))
+@dataclass(frozen=True)
+class _Timing:
+    """What all models are timed on.
+
+    Attributes:
+        of: What decides the figures beside the weights.
+    """
+
+    log: SpeedLog
+    corpus: EvaluationCorpus
+    texts: Texts
+    num_threads: int
+    of: Mapping[str, Any]
+
+    @classmethod
+    def of_run(cls, run: Run, corpus: EvaluationCorpus) -> _Timing:
+        texts, num_threads = corpus.first_texts(run.recipe.evaluation.speed_rows), available_cpus()
+        of = {
+            "parts": [part.fingerprint for part in corpus.parts],
+            "rows": len(texts),
+            "threads": num_threads,
+        }
+        return cls(SpeedLog.open(run.directory.run / SPEED_FILE), corpus, texts, num_threads, of)
 
 
-def _time_teachers(
-    run: Run, teachers: Mapping[str, TeacherModel], log: SpeedLog, texts: Sequence[tuple[str, ...]]
-) -> dict[str, ModelSpeed]:
+def _time_teachers(run: Run, teachers: Mapping[str, TeacherModel], timing: _Timing) -> dict[str, ModelSpeed]:
     speeds = {}
     for name in used_teachers(run.recipe):
-        if name in teachers:
-            spec = WorkerSpec(
-                teacher=run.recipe.teacher(name),
-                model_path=teachers[name].path,
-                revision=teachers[name].revision,
-                num_threads=available_cpus(),
-                device="cuda" if torch.cuda.is_available() else "cpu",
-            )
-            speeds[name] = log.measure(name, partial(time_teacher, spec, texts))
+        if name not in teachers:
+            continue
+        run.stop.raise_if_set()
+        model = teachers[name]
+        spec = WorkerSpec(
+            teacher=run.recipe.teacher(name),
+            model_path=model.path,
+            revision=model.revision,
+            num_threads=timing.num_threads,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
+        # A store's directory is named by the hash of the weights.
+        stores = [part.stores.get(name) for part in timing.corpus.parts]
+        of = {**timing.of, "model": model.path, "revision": model.revision, "stores": stores}
+        speeds[name] = timing.log.measure(name, of, partial(time_teacher, spec, timing.texts))
     return speeds
 
 
-def _time_students(
-    students: Sequence[FinishedStudent], log: SpeedLog, texts: Sequence[tuple[str, ...]]
-) -> list[FinishedStudent]:
-    """Times one student of each number of heads: those differ by their weights alone."""
+def _time_students(run: Run, students: Sequence[FinishedStudent], timing: _Timing) -> list[FinishedStudent]:
+    """Times the first student of each arm: the others of an arm differ by their weights alone."""
+    firsts: dict[Arm, FinishedStudent] = {}
     timed = []
     for student in students:
-        key = f"student {student.run.arm}"
-        time_one = partial(time_student, student.directory, texts, num_threads=available_cpus())
-        speed = log.measure(key, time_one)
-        timed.append(replace(student, speed=speed))
+        run.stop.raise_if_set()
+        first = firsts.setdefault(student.run.arm, student)
+        of = {**timing.of, "student": first.fingerprint}
+        time_one = partial(time_student, first.directory, timing.texts, num_threads=timing.num_threads)
+        timed.append(replace(student, speed=timing.log.measure(f"student {student.run.arm}", of, time_one)))
     return timed

@@ -14,12 +14,12 @@ from cluster.arms import Inputs, recipe_arms, student_runs, used_teachers
 from cluster.console import say
 from cluster.planning import PlannedCorpus, locked_parts, plan_corpora
 from cluster.run_context import Run, RunOptions, start_run
-from cluster.run_directory import RunDirectory
+from cluster.run_directory import RunDirectory, read_lock
 from schemas.digest import write_document
-from schemas.errors import DataError, RecipeError
+from schemas.errors import RecipeError
 from schemas.evaluation import RunEvaluation
 from schemas.recipe import Recipe
-from schemas.records import StoresLock, read_record
+from schemas.records import StoresLock
 
 if TYPE_CHECKING:
     from cluster.teacher_step import TeacherModel
@@ -113,17 +113,6 @@ def describe_plan(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def read_lock(directory: RunDirectory) -> StoresLock:
-    """Reads the stores that this run may use.
-
-    Raises:
-        DataError: Precompute has not run, or the lock is damaged.
-    """
-    if not directory.lock.exists():
-        raise DataError(f"{directory.lock} is not there; run `tmkd precompute` with this recipe first")
-    return read_record(directory.lock, StoresLock, store=directory.run)
-
-
 def make_inputs(run: Run, planned: dict[str, PlannedCorpus], lock: StoresLock) -> Inputs:
     """Collects what the students' jobs read, and hashes their initial weights."""
     from precompute.generation import hash_model
@@ -155,5 +144,19 @@ def _make_stores(run: Run) -> tuple[dict[str, PlannedCorpus], StoresLock, dict[s
     lock = StoresLock(
         corpora={name: locked_parts(corpus.parts, shard_rows, stores) for name, corpus in planned.items()}
     )
+    if run.options.teachers and run.directory.lock.exists():
+        lock = keep_stores(lock, read_lock(run.directory))
     write_document(run.directory.lock, lock.model_dump(mode="json"))
     return planned, lock, models
+
+
+def keep_stores(lock: StoresLock, before: StoresLock) -> StoresLock:
+    """Adds the stores of the teachers that were not asked for this time, where the plan is the same."""
+    corpora = {}
+    for name, parts in lock.corpora.items():
+        known = {(part.part, part.plan_hash): part.stores for part in before.corpora.get(name, ())}
+        corpora[name] = tuple(
+            part.model_copy(update={"stores": {**known.get((part.part, part.plan_hash), {}), **part.stores}})
+            for part in parts
+        )
+    return StoresLock(corpora=corpora)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from schemas.errors import DataError
 from schemas.recipe import Recipe
-from schemas.records import LOCK_FILE
+from schemas.records import LOCK_FILE, StoresLock, read_record
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,14 @@ class RunDirectory:
     def token_cache(self) -> Path:
         """The student's tokens, by corpus, tokenizer and maximum length."""
         return self.out / "cache" / "tokens"
+
+
+def read_lock(directory: RunDirectory) -> StoresLock:
+    """Reads the stores that a run may use.
+
+    Raises:
+        DataError: Precompute has not run, or the lock is damaged.
+    """
+    if not directory.lock.exists():
+        raise DataError(f"{directory.lock} is not there; run `tmkd precompute` with this recipe first")
+    return read_record(directory.lock, StoresLock, store=directory.run)

@@ -11,19 +11,22 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.special import softmax
 
 from cluster.arms import StudentRun
 from cluster.evaluation import evaluate_models, note_partial_split
 from cluster.model_outputs import EvaluatedRows, ModelOutput, student_name
 from cluster.speed import ModelSpeed
-from distill.evaluate import evaluate_student
+from distill.evaluate import evaluate_student, read_texts
 from distill.store_reader import LogitStore
-from schemas.digest import replace_file
+from schemas.digest import hash_value, replace_file
+from schemas.errors import DataError
 from schemas.evaluation import CorpusEvaluation
 from schemas.labels import match_order, rename
 from schemas.recipe import Corpus, Recipe
@@ -70,6 +73,12 @@ class EvaluationCorpus:
         texts = [open_rows(Path(part.rows)).column(column).to_pylist() for part in self.parts]
         return np.array([text for part in texts for text in part])
 
+    def first_texts(self, num_rows: int) -> list[tuple[str, ...]]:
+        """The texts of the first ``num_rows`` rows."""
+        tables = (open_rows(Path(part.rows)) for part in self.parts)
+        texts = (text for table in tables for text in read_texts(table.slice(0, num_rows)))
+        return list(islice(texts, num_rows))
+
 
 def score_corpus(
     recipe: Recipe,
@@ -88,7 +97,11 @@ def score_corpus(
         teacher_speeds: By teacher name, as far as they were measured.
         predictions: Directory that keeps the students' probabilities.
     """
-    teachers = [teacher.name for teacher in recipe.teachers if teacher.name in corpus.parts[0].stores]
+    teachers = [
+        teacher.name
+        for teacher in recipe.teachers
+        if all(teacher.name in part.stores for part in corpus.parts)
+    ]
     golden_N = corpus.golden_N()
     kept_N = np.ones(len(golden_N), dtype=np.bool_)
     outputs = []
@@ -133,12 +146,18 @@ def read_teacher(recipe: Recipe, name: str, corpus: EvaluationCorpus) -> tuple[F
 
 def read_predictions(student: FinishedStudent, corpus: EvaluationCorpus, directory: Path) -> Floats:
     """Returns a student's probabilities ``[N, C]`` over a corpus, running it only the first time."""
-    key = "-".join(part.fingerprint[:16] for part in corpus.parts)
-    path = directory / student.run.name / f"{corpus.name}-{key}-{student.fingerprint[:16]}.npy"
+    labels = corpus.corpus.labels
+    # The fingerprints of parts cover ids and texts; the columns' order is the labels'.
+    key = hash_value([[part.fingerprint for part in corpus.parts], labels, student.fingerprint])
+    path = directory / student.run.name / f"{corpus.name}-{key[:32]}.npy"
     if path.exists():
-        return np.load(path, allow_pickle=False)
+        try:
+            return np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); delete it to predict anew") from error
     parts = [part.rows for part in corpus.parts]
-    probabilities_NC = evaluate_student(student.directory, parts, corpus.corpus.labels).probabilities_NC
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    probabilities_NC = evaluate_student(student.directory, parts, labels, device=device).probabilities_NC
     buffer = io.BytesIO()
     np.save(buffer, probabilities_NC, allow_pickle=False)
     path.parent.mkdir(parents=True, exist_ok=True)

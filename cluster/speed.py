@@ -2,7 +2,8 @@
 
 All models read the same texts in batches of the same size, one after another, with the same threads.
 
-Invariant: a model is timed once per run; its figure is kept with what it was measured on.
+Invariant: a model is timed once per run, and again only if it, the rows, or the number of threads is
+another (tests/cluster/test_speed.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +22,7 @@ from distill.predict import BATCH_ROWS, batch_texts
 from distill.student import MultiHeadStudent
 from precompute.tasks import WorkerSpec
 from precompute.teacher import LoadedTeacher
-from schemas.digest import DocumentError, read_document, write_document
+from schemas.digest import DocumentError, hash_value, read_document, write_document
 from schemas.recipe import Frozen
 
 Texts = Sequence[tuple[str, ...]]
@@ -44,7 +46,7 @@ class ModelSpeed(Frozen):
 
 @dataclass
 class SpeedLog:
-    """Speeds that were measured for a run, by a key that names the weights (``speed.json``)."""
+    """Speeds that were measured for a run (``speed.json``), by name and hash of what was measured."""
 
     path: Path
     speeds: dict[str, ModelSpeed]
@@ -58,14 +60,21 @@ class SpeedLog:
             speeds = {}
         return cls(path, speeds)
 
-    def measure(self, key: str, time_model: Callable[[], ModelSpeed]) -> ModelSpeed:
-        """Returns the speed under ``key``, measuring it only if it is not known."""
+    def measure(self, name: str, of: Mapping[str, Any], time_model: Callable[[], ModelSpeed]) -> ModelSpeed:
+        """Returns a model's speed, measuring it only if it is not known.
+
+        Args:
+            name: For people.
+            of: What decides the figure: the weights, the rows, the threads; JSON values.
+            time_model: Measures it.
+        """
+        key = f"{name} {hash_value(dict(of))[:16]}"
         if key not in self.speeds:
             self.speeds[key] = time_model()
             write_document(
-                self.path, {name: speed.model_dump(mode="json") for name, speed in self.speeds.items()}
+                self.path, {known: speed.model_dump(mode="json") for known, speed in self.speeds.items()}
             )
-            say(f"  speed of {key}: {self.speeds[key].examples_per_s:.0f} examples/s")
+            say(f"  speed of {name}: {self.speeds[key].examples_per_s:.0f} examples/s")
         return self.speeds[key]
 
 

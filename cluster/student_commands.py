@@ -13,9 +13,12 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from cluster.arms import StudentRun
-from cluster.planning import locked_parts, plan_corpora
-from cluster.run_directory import RunDirectory
+from cluster.planning import locked_parts
+from cluster.recipe_file import load_recipe
+from cluster.run_context import available_cpus
+from cluster.run_directory import RunDirectory, read_lock
 from cluster.scoring import EvaluationCorpus, FinishedStudent, score_corpus
+from cluster.speed import time_student
 from cluster.student_task import StudentTask, read_task
 from distill.evaluate import evaluate_student
 from distill.export import fold_student, folding_cost
@@ -24,32 +27,22 @@ from precompute.corpus import MaterialisedPart, materialise_corpus
 from schemas.errors import RecipeError
 from schemas.evaluation import RunEvaluation
 from schemas.recipe import Corpus, FilePart, Recipe
-from schemas.records import LockedPart, StoresLock, read_record
+from schemas.records import LockedPart
 from schemas.rows import open_rows
 
 DATA_NAME = "data"
+MAX_TEXTS = 2
 
 
 def evaluate_on_recipe(student: Path, recipe: Recipe) -> RunEvaluation:
     """Evaluates a student on a recipe's evaluation corpora, beside the teachers whose stores the run has.
 
     Raises:
+        DataError: The directory holds no student.
         RecipeError: The recipe names no evaluation corpus.
     """
-    if not recipe.evaluation.corpora:
-        raise RecipeError("the recipe names no evaluation corpus", field="evaluation.corpora")
-    directory = RunDirectory.of(recipe)
-    lock = _find_lock(directory)
-    if lock is None:
-        directory.run.mkdir(parents=True, exist_ok=True)
-        planned = plan_corpora(recipe, directory)
-        parts = {name: locked_parts(planned[name].parts, recipe.store.shard_rows, {}) for name in planned}
-    else:
-        parts = dict(lock.corpora)
-    corpora = [
-        EvaluationCorpus(name, recipe.corpora[name], parts[name]) for name in recipe.evaluation.corpora
-    ]
-    return _score(student, recipe, corpora)
+    HeadLayout.load(student)
+    return _score(student, recipe, _evaluation_corpora(recipe))
 
 
 def evaluate_on_file(student: Path, data: Path, columns: Sequence[str] | None, label: str) -> RunEvaluation:
@@ -104,27 +97,45 @@ def predict_file(
 
 
 def export_student(student: Path, output: Path, recipe: Recipe | None, data: Path | None) -> dict[str, Any]:
-    """Folds a student's heads into a plain checkpoint and says what that costs, where there are rows."""
-    report = fold_student(student, output)
-    result: dict[str, Any] = {
-        "directory": str(report.directory),
-        "heads": list(report.heads),
-        "num_parameters": report.num_parameters,
-        "num_student_parameters": report.num_student_parameters,
-    }
+    """Folds a student's heads into a plain checkpoint and says what that costs, where there are rows.
+
+    Args:
+        student: The student's directory.
+        output: A new directory.
+        recipe: Measures the cost on its first evaluation corpus.
+        data: Or on this file, with the student's own columns and the labels in ``label``.
+    """
+    HeadLayout.load(student)
     with tempfile.TemporaryDirectory() as scratch:
-        if recipe is not None and recipe.evaluation.corpora:
-            name = recipe.evaluation.corpora[0]
-            corpus = recipe.corpora[name]
-            parts = materialise_corpus(name, corpus, data_root=recipe.data_root, out=Path(scratch))
-            paths = [str(part.rows_path) for part in parts]
+        # The rows come first: a file that cannot be read must not leave a checkpoint behind.
+        rows: EvaluationCorpus | None = None
+        if recipe is not None:
+            rows = _evaluation_corpora(recipe)[0]
         elif data is not None:
-            corpus, locked = _read_file(_task(student, None), data, "label", Path(scratch))
-            paths = [part.rows for part in locked]
-        else:
+            rows = EvaluationCorpus(
+                DATA_NAME, *_read_file(_task(student, None), data, "label", Path(scratch))
+            )
+        report = fold_student(student, output)
+        result: dict[str, Any] = {
+            "directory": str(report.directory),
+            "heads": list(report.heads),
+            "num_parameters": report.num_parameters,
+            "num_student_parameters": report.num_student_parameters,
+        }
+        if rows is None:
             return result
-        result |= asdict(folding_cost(student, output, paths, corpus.labels))
-    return result
+        paths = [part.rows for part in rows.parts]
+        return result | asdict(folding_cost(student, output, paths, rows.corpus.labels))
+
+
+def find_own_recipe(student: Path) -> Recipe | None:
+    """Returns the recipe of the run that a student lies in, if it has evaluation rows at hand."""
+    run = student.absolute().parent
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        return None
+    recipe = load_recipe(str(path), out=str(run.parent))
+    return recipe if recipe.evaluation.corpora and RunDirectory.of(recipe).lock.exists() else None
 
 
 def rank_within(scores_N: npt.NDArray[np.floating[Any]], keys: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -137,12 +148,32 @@ def rank_within(scores_N: npt.NDArray[np.floating[Any]], keys: Sequence[str]) ->
     return ranks_N
 
 
+def _evaluation_corpora(recipe: Recipe) -> list[EvaluationCorpus]:
+    """Returns a recipe's evaluation corpora as its run locked them; one that it did not is read anew."""
+    if not recipe.evaluation.corpora:
+        raise RecipeError("the recipe names no evaluation corpus", field="evaluation.corpora")
+    directory = RunDirectory.of(recipe)
+    locked = read_lock(directory).corpora if directory.lock.exists() else {}
+    found = []
+    for name in recipe.evaluation.corpora:
+        corpus = recipe.corpora[name]
+        parts = locked.get(name)
+        if parts is None:
+            made = materialise_corpus(name, corpus, data_root=recipe.data_root, out=directory.out)
+            parts = locked_parts(made, recipe.store.shard_rows, {})
+        found.append(EvaluationCorpus(name, corpus, parts))
+    return found
+
+
 def _task(student: Path, columns: Sequence[str] | None) -> StudentTask:
-    task = read_task(student)
     labels = HeadLayout.load(student).labels
+    task = read_task(student)
     if task is None and columns is None:
         raise RecipeError(f"{student} does not say what its text columns are called; give --columns")
     text = tuple(columns) if columns is not None else task.text if task is not None else ()
+    if not 1 <= len(text) <= MAX_TEXTS or (task is not None and len(text) != len(task.text)):
+        wanted = f"{len(task.text)}, like {', '.join(task.text)}" if task is not None else "one or two"
+        raise RecipeError(f"--columns names {len(text)} columns; the student reads {wanted}")
     question = task.question if task is not None and task.question in text else None
     return StudentTask(text=text, labels=labels, question=question)
 
@@ -165,19 +196,17 @@ def _score(student: Path, recipe: Recipe, corpora: Sequence[EvaluationCorpus]) -
     task = read_task(student)
     arm = task.arm if task is not None and task.arm is not None else recipe.student.arm
     seed = task.seed if task is not None and task.seed is not None else recipe.seed
-    finished = FinishedStudent(StudentRun(arm, seed), student, task.fingerprint or "" if task else "")
+    speed = None
+    if recipe.evaluation.speed_rows:
+        texts = corpora[0].first_texts(recipe.evaluation.speed_rows)
+        speed = time_student(student, texts, num_threads=available_cpus())
+    finished = FinishedStudent(StudentRun(arm, seed), student, task.fingerprint or "" if task else "", speed)
     with tempfile.TemporaryDirectory() as scratch:
         scored = [
             score_corpus(recipe, corpus, [finished], teacher_speeds={}, predictions=Path(scratch))
             for corpus in corpora
         ]
     return RunEvaluation(run=recipe.name, main_arm=arm, corpora=tuple(scored))
-
-
-def _find_lock(directory: RunDirectory) -> StoresLock | None:
-    if not directory.lock.exists():
-        return None
-    return read_record(directory.lock, StoresLock, store=directory.run)
 
 
 def _texts(paths: Sequence[str], column: int) -> list[str]:

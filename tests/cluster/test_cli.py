@@ -81,6 +81,8 @@ def test_a_directory_without_permission_is_exit_code_6(
 def test_a_traceback_only_with_debug(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_command(["--debug", "plan", str(recipe)])
     assert "Traceback" in capsys.readouterr().err
+    run_command(["plan", str(recipe), "--debug"])
+    assert "Traceback" in capsys.readouterr().err
     run_command(["plan", str(recipe)])
     assert "Traceback" not in capsys.readouterr().err
 

@@ -75,7 +75,11 @@ def test_a_second_run_does_no_work(project: Project, capsys: pytest.CaptureFixtu
     finally:
         hidden.replace(weights)
     assert "logit stores: there already" in capsys.readouterr().err
-    assert run_command(["run", project.recipe()]) == 0
+    capsys.readouterr()
+    assert run_command(["run", project.recipe(), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert Path(result["student"]).is_dir()
+    assert result["evaluation"]["corpora"][0]["corpus"] == "test"
     assert before == {
         path: path.stat().st_mtime_ns for path in run_directory(project).glob("students/**/model/*")
     }
