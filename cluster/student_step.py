@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import uuid
-from functools import partial
 from pathlib import Path
 
 from cluster.arms import (
@@ -22,7 +19,8 @@ from cluster.run_context import Run
 from cluster.scoring import FinishedStudent
 from cluster.student_task import StudentTask, write_task
 from cluster.students import Launch, run_job
-from schemas.job import StageJob
+from distill.stage_directory import StageDirectory, publish_directory
+from schemas.job import StageJob, StageStatus
 
 
 def train_students(run: Run, inputs: Inputs) -> tuple[FinishedStudent, ...]:
@@ -39,19 +37,28 @@ def train_students(run: Run, inputs: Inputs) -> tuple[FinishedStudent, ...]:
         for job in jobs:
             run.stop.raise_if_set()
             if run_job(job, make_launch(run)):
-                say(f"  {job.name}: done")
+                say(f"  {job.name}: done{_describe_memory(job)}")
         finished.append(_finish(student, jobs[-1]))
     return tuple(finished)
 
 
 def make_launch(run: Run) -> Launch:
-    """Returns what starts the trainer on a job file and waits for it."""
-    return partial(
-        launch_stage,
-        num_procs=run.options.num_procs or run.recipe.num_procs,
-        hostfile=run.options.hostfile,
-        stop=run.stop,
-    )
+    """Returns what starts the trainer on a job file and waits for it; it ends the run if asked to."""
+
+    def launch(job_path: Path) -> StageStatus:
+        status = launch_stage(
+            job_path,
+            num_procs=run.options.num_procs or run.recipe.num_procs,
+            hostfile=run.options.hostfile,
+            stop=run.stop,
+        )
+        if status.state == "preempted":
+            say(f"  stopped at step {status.step}")
+            # Here the signal is known; 143 is not 130.
+            run.stop.raise_if_set()
+        return status
+
+    return launch
 
 
 def publish_student(run: Run, student: FinishedStudent) -> Path:
@@ -68,17 +75,21 @@ def publish_student(run: Run, student: FinishedStudent) -> Path:
         teachers=taught_by(run.recipe),
         fingerprint=student.fingerprint,
     )
-    temporary = target.with_name(f".student.{uuid.uuid4().hex}.tmp")
-    shutil.copytree(student.directory, temporary)
-    write_task(task, temporary)
-    if target.exists():
-        discarded = target.with_name(f".student.{uuid.uuid4().hex}.old")
-        os.replace(target, discarded)
-        os.replace(temporary, target)
-        shutil.rmtree(discarded)
-    else:
-        os.replace(temporary, target)
+
+    def write(directory: Path) -> None:
+        shutil.copytree(student.directory, directory)
+        write_task(task, directory)
+
+    publish_directory(target, write)
     return target
+
+
+def _describe_memory(job: StageJob) -> str:
+    """Says how much memory rank 0 had at its peak: that of a student, for no teacher is loaded there."""
+    status = StageDirectory(Path(job.output)).read_status()
+    if status is None or status.peak_rss_bytes is None:
+        return ""
+    return f", peak memory {status.peak_rss_bytes / 2**20:.0f} MiB"
 
 
 def _finish(student: StudentRun, job: StageJob) -> FinishedStudent:

@@ -13,9 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from distill.stage_directory import StageDirectory
 from schemas.digest import replace_file
 from schemas.errors import DataError, InterruptedRunError, RefusedError
-from schemas.job import JOB_FILE, STATUS_FILE, StageJob, StageStatus
+from schemas.job import JOB_FILE, StageJob, StageStatus
 
 Launch = Callable[[Path], StageStatus]
 
@@ -37,8 +38,7 @@ def is_complete(job: StageJob) -> bool:
             f"{output} holds another job; give the run another name (--set name=...) or delete it",
             differing=differing_fields(before.model_dump(mode="json"), job.model_dump(mode="json")),
         )
-    status = output / STATUS_FILE
-    return status.exists() and _read(status, StageStatus).state == "complete"
+    return StageDirectory(output).is_complete(job)
 
 
 def run_job(job: StageJob, launch: Launch) -> bool:

@@ -167,15 +167,18 @@ def publish_directory(target: Path, write: Callable[[Path], None]) -> None:
     An older ``target`` is replaced; it can be made again.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    unique = f".{target.name}.{uuid.uuid4().hex}"
+    temporary, older = target.with_name(f"{unique}.tmp"), target.with_name(f"{unique}.old")
     try:
         write(temporary)
         sync_files(temporary)
         if target.exists():
-            shutil.rmtree(target)
+            # A directory cannot be replaced in one call; put aside, it is away for a moment only.
+            os.replace(target, older)
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(older, ignore_errors=True)
     sync_directory(target.parent)
 
 

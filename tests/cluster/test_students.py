@@ -40,6 +40,7 @@ class Trainer:
         job = StageJob.model_validate_json(path.read_bytes())
         status = StageStatus(state=self.state, fingerprint=job.fingerprint(), step=3)
         (path.parent / "status.json").write_text(status.model_dump_json())
+        (path.parent / "model").mkdir(exist_ok=True)
         return status
 
 
@@ -48,6 +49,13 @@ def test_a_finished_job_is_not_run_again(tmp_path: Path) -> None:
     assert run_job(job(tmp_path / "s"), trainer)
     assert not run_job(job(tmp_path / "s"), trainer)
     assert trainer.calls == 1
+
+
+def test_a_job_whose_model_is_gone_is_run_again(tmp_path: Path) -> None:
+    trainer = Trainer()
+    run_job(job(tmp_path / "s"), trainer)
+    (tmp_path / "s" / "model").rmdir()
+    assert run_job(job(tmp_path / "s"), trainer)
 
 
 def test_another_job_in_the_same_place_is_refused_and_the_fields_named(tmp_path: Path) -> None:
