@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from schemas.errors import DataError
 from schemas.job import PartSource, SoftTarget, StageJob, StudentInit
 from schemas.recipe import Arm, FinetuneStage, PretrainStage, Recipe, Training
 from schemas.records import LockedPart, StoresLock
@@ -80,9 +81,11 @@ def taught_by(recipe: Recipe) -> tuple[str, ...]:
 
 
 def stages_of(recipe: Recipe, run: StudentRun) -> tuple[PretrainStage | FinetuneStage, ...]:
-    """Returns the stages that a student goes through."""
+    """Returns the stages that a student goes through: a stage 1 without its teacher is none."""
     if run.arm in TWO_STAGE_ARMS:
-        return recipe.stages
+        return tuple(
+            stage for stage in recipe.stages if isinstance(stage, FinetuneStage) or teachers_of(stage, run)
+        )
     return tuple(stage for stage in recipe.stages if isinstance(stage, FinetuneStage))
 
 
@@ -119,13 +122,16 @@ def stage_jobs(recipe: Recipe, run: StudentRun, inputs: Inputs, students: Path) 
         run: The student.
         inputs: What planning found.
         students: Directory of all students.
+
+    Raises:
+        DataError: A corpus or a store is not in the lock.
     """
     jobs: list[StageJob] = []
     directory = students / run.name
     for position, stage in enumerate(stages_of(recipe, run), start=1):
         init = recipe.student.init if not jobs else _continue_from(jobs[-1])
         teachers = teachers_of(stage, run)
-        parts = inputs.lock.corpora[stage.corpus]
+        parts = _locked_parts(inputs.lock, stage.corpus)
         jobs.append(
             StageJob(
                 name=f"{run.name}/stage-{position}",
@@ -136,12 +142,12 @@ def stage_jobs(recipe: Recipe, run: StudentRun, inputs: Inputs, students: Path) 
                 labels=recipe.corpora[stage.corpus].labels,
                 parts=part_sources(parts),
                 dropped_rows=inputs.dropped_rows.get(stage.corpus),
-                soft_targets=_soft_targets(run.arm, teachers, parts),
+                soft_targets=_soft_targets(run.arm, teachers, stage.corpus, parts),
                 label_maps={name: recipe.teacher(name).label_map for name in teachers},
                 alpha=_alpha(stage, teachers),
                 soft_loss=stage.soft_loss,
                 temperature=stage.temperature,
-                training=training_of(stage),
+                training=training_of(stage, teachers),
                 selection_seed=recipe.seed,
                 seed=run.seed,
                 deepspeed=recipe.deepspeed,
@@ -165,9 +171,15 @@ def part_sources(parts: Sequence[LockedPart]) -> tuple[PartSource, ...]:
     )
 
 
-def training_of(stage: Training) -> Training:
-    """Returns a stage's training fields alone."""
-    return Training.model_validate({name: getattr(stage, name) for name in Training.model_fields})
+def training_of(stage: Training, teachers: Sequence[str] = ()) -> Training:
+    """Returns a stage's training fields alone.
+
+    A student without teachers has no soft loss to select by; it takes the default metric.
+    """
+    fields = {name: getattr(stage, name) for name in Training.model_fields}
+    if not teachers and stage.metric == "soft_loss":
+        fields["metric"] = None
+    return Training.model_validate(fields)
 
 
 def _alpha(stage: PretrainStage | FinetuneStage, teachers: Sequence[str]) -> float:
@@ -176,7 +188,24 @@ def _alpha(stage: PretrainStage | FinetuneStage, teachers: Sequence[str]) -> flo
     return stage.alpha if isinstance(stage, FinetuneStage) else 1.0
 
 
-def _soft_targets(arm: Arm, teachers: Sequence[str], parts: Sequence[LockedPart]) -> tuple[SoftTarget, ...]:
+def _locked_parts(lock: StoresLock, corpus: str) -> tuple[LockedPart, ...]:
+    if corpus not in lock.corpora:
+        raise DataError(
+            f"corpus {corpus} is not in the run's lock; run `tmkd precompute` with this recipe first"
+        )
+    return lock.corpora[corpus]
+
+
+def _soft_targets(
+    arm: Arm, teachers: Sequence[str], corpus: str, parts: Sequence[LockedPart]
+) -> tuple[SoftTarget, ...]:
+    for part in parts:
+        missing = [name for name in teachers if name not in part.stores]
+        if missing:
+            raise DataError(
+                f"there is no store of teacher {missing[0]} over {corpus}/{part.part}; run `tmkd precompute` "
+                "with this recipe first"
+            )
     stores = {name: tuple(part.stores[name] for part in parts) for name in teachers}
     if arm == "1avg-o-1" and teachers:
         return (

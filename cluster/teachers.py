@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cluster.arms import training_of
 from cluster.run_directory import RunDirectory
 from schemas.job import PartSource, StageJob
-from schemas.recipe import LayersInit, Recipe, Teacher, Training
+from schemas.recipe import LayersInit, Recipe, Teacher
 
 TRAINED_MODEL = "model"
 TRAINING_DIRECTORY = "train"
@@ -43,7 +44,7 @@ def teacher_job(
         labels=recipe.corpora[training.corpus].labels,
         parts=parts,
         alpha=0.0,
-        training=Training.model_validate({name: getattr(training, name) for name in Training.model_fields}),
+        training=training_of(training),
         selection_seed=recipe.seed,
         seed=recipe.seed if training.seed is None else training.seed,
         deepspeed=recipe.deepspeed,

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.arms import Inputs, StudentRun, stage_jobs, student_runs, used_teachers
+from schemas.errors import DataError
 from schemas.job import StudentInit
 from schemas.recipe import Recipe
 from schemas.records import LockedPart, StoresLock
@@ -114,3 +116,58 @@ def test_arms_share_seed_and_selection(seed: int) -> None:
     for arm in ("golden", "m-o-1", "tmkd"):
         job = stage_jobs(recipe(), StudentRun(arm, seed), inputs(), Path("/students"))[-1]
         assert (job.seed, job.selection_seed, job.threads) == (seed, 17, 2)
+
+
+def test_a_stage_1_without_the_students_teacher_is_left_out() -> None:
+    stages = [
+        {"kind": "pretrain", "corpus": "raw", "teachers": ["t1"]},
+        {"kind": "finetune", "corpus": "train", "teachers": ["t1", "t2"]},
+    ]
+    both = recipe(stages=stages)
+    kinds = {
+        teacher: [job.name for job in stage_jobs(both, StudentRun("tkd", 1, teacher), inputs(), Path("/s"))]
+        for teacher in ("t1", "t2")
+    }
+    assert [len(kinds["t1"]), len(kinds["t2"])] == [2, 1]
+
+
+def test_a_golden_last_stage_has_the_golden_head_alone() -> None:
+    stages = [
+        {"kind": "pretrain", "corpus": "raw", "teachers": ["t1", "t2"]},
+        {"kind": "finetune", "corpus": "train", "teachers": []},
+    ]
+    first, last = stage_jobs(recipe(stages=stages), StudentRun("tmkd", 1), inputs(), Path("/s"))
+    assert first.prediction_heads() == ("t1", "t2")
+    assert (last.prediction_heads(), last.alpha) == (("golden",), 0.0)
+
+
+def test_a_student_without_teachers_does_not_select_by_the_soft_loss() -> None:
+    stages = [
+        {"kind": "finetune", "corpus": "train", "teachers": ["t1"], "metric": "soft_loss"},
+    ]
+    chosen = recipe(stages=stages, student=M_O_1, compare={"arms": ["golden"]})
+    metrics = [
+        stage_jobs(chosen, StudentRun(arm, 1), inputs(), Path("/s"))[0].training.metric
+        for arm in ("m-o-1", "golden")
+    ]
+    assert metrics == ["soft_loss", None]
+
+
+M_O_1 = {"init": {"kind": "layers", "model": "m", "layers": 2}, "arm": "m-o-1"}
+
+
+@pytest.mark.parametrize("missing", ["store", "corpus"])
+def test_what_precompute_has_not_made_yet_is_named(missing: str) -> None:
+    known = inputs()
+    corpora = dict(known.lock.corpora)
+    if missing == "store":
+        part = corpora["train"][0]
+        corpora["train"] = (part.model_copy(update={"stores": {"t1": part.stores["t1"]}}),)
+    else:
+        del corpora["train"]
+    lacking = replace(known, lock=StoresLock(corpora=corpora))
+    with pytest.raises(
+        DataError, match="t2 over train/p" if missing == "store" else "corpus train"
+    ) as caught:
+        stage_jobs(recipe(), StudentRun("tmkd", 1), lacking, Path("/s"))
+    assert "tmkd precompute" in str(caught.value)
