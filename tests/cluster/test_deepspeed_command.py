@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from cluster.deepspeed_command import build_command, build_environment, die_with_parent
+from cluster.process_session import end_session
 
 JOB = Path("/runs/x/job.json")
 
@@ -85,10 +87,22 @@ def test_a_wrapped_command_ends_when_its_parent_is_killed() -> None:
         "print(child.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+    with (
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent,
+        contextlib.ExitStack() as afterwards,
+    ):
+        afterwards.callback(parent.kill)
         assert parent.stdout is not None
-        lines = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}
-        child = psutil.Process(int(next(line for line in lines if line != "up")))
+        lines = []
+        for line in parent.stdout:
+            lines.append(line.strip())
+            if lines[-1] != "up":
+                child = psutil.Process(int(lines[-1]))
+                # Also where this test fails midway, nothing outlives it.
+                afterwards.callback(end_session, child.pid, wait_s=0)
+            if len(lines) == 2:
+                break
+        assert "up" in lines
         parent.kill()
         deadline = time.monotonic() + 10
         while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
