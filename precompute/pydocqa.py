@@ -3,7 +3,8 @@
 It stands in for the web question answering data of the TMKD paper (Yang et al., WSDM 2020) where
 nothing can be downloaded. Every documented symbol of the Python that runs this gives one question,
 made from its qualified name, and one relevant passage, the first sentence of its docstring.
-Irrelevant passages overlap with the question's words and come from the same module where they can.
+An irrelevant passage is one of the ten closest: its own module first, then its package, then all
+others, each by overlap with the words of the question's name.
 
 Invariants (tests/precompute/test_pydocqa.py):
 1. The pairs are a pure function of the library's files: sorted walk, SHA-256 order, no `hash()`
