@@ -1,7 +1,7 @@
 """Planning: each corpus that a recipe uses, materialised once and locked to the run.
 
-Invariant: a corpus that changed since the run was planned is refused; one that grew at its end
-gains a part (tests/cluster/test_planning.py).
+Invariant: a corpus that changed or shrank since the run was planned is refused; one of which a file
+grew at its end gains a part (tests/cluster/test_planning.py).
 """
 
 from __future__ import annotations
@@ -108,16 +108,19 @@ def _check_lock(parts: Mapping[str, tuple[MaterialisedPart, ...]], path: Path) -
             known = read_document(path)["corpora"]
         except (DocumentError, KeyError) as error:
             raise DataError(f"{path} {error}; delete it to plan the run anew") from error
-    for name, items in known.items():
-        for before, now in zip(items, found.get(name, []), strict=False):
+    for name in known.keys() & found.keys():
+        parts_now = {part["part"]: part for part in found[name]}
+        for before in known[name]:
+            now = parts_now.get(before["part"], {})
             if before != now:
-                differing = [
-                    f"{key}: {before[key]} -> {now[key]}" for key in now if before.get(key) != now[key]
-                ]
                 raise RefusedError(
                     f"corpus {name}/{before['part']} has changed since this run was planned; restore it, "
                     "or give the run another name (--set name=...)",
-                    differing=differing,
+                    differing=[
+                        f"{key}: {value} -> {now.get(key, 'gone')}"
+                        for key, value in before.items()
+                        if now.get(key) != value
+                    ],
                 )
     write_document(path, {"corpora": {**known, **found}})
 

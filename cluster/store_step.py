@@ -53,16 +53,20 @@ def make_run_stores(
 def store_requests(
     run: Run, planned: Mapping[str, PlannedCorpus], models: Mapping[str, TeacherModel]
 ) -> list[StoreRequest]:
-    """Lists what each teacher has to run over, leaving out teachers that were not asked for."""
+    """Lists what each teacher has to run over, leaving out teachers that were not asked for.
+
+    Given stores cost nothing and their cut counts for all teachers, so that they are never left out.
+    """
     requests = []
     for name, corpora in used_teachers(run.recipe).items():
-        if run.options.teachers and name not in run.options.teachers:
+        teacher = run.recipe.teacher(name)
+        if teacher.model is not None and run.options.teachers and name not in run.options.teachers:
             continue
         model = models.get(name)
         for corpus in corpora:
             make = partial(
                 StoreRequest,
-                run.recipe.teacher(name),
+                teacher,
                 model.path if model else None,
                 model.revision if model else None,
                 run.recipe.corpora[corpus],

@@ -36,7 +36,7 @@ def open_given_stores(teacher: Teacher) -> dict[str, StoreWriter]:
     for name in teacher.stores or ():
         root = Path(name).expanduser().absolute()
         if not (root / STORE_FILE).exists():
-            raise DataError(f"teacher {teacher.name}: there is no store at {root}")
+            raise DataError(f"teacher {teacher.name}: there is no store at {root}; correct its `stores`")
         if not (root / MANIFEST_FILE).exists():
             raise IncompleteStoreError(root)
         store = StoreWriter.attach(root)
@@ -64,7 +64,7 @@ def match_part(teacher: Teacher, stores: Mapping[str, StoreWriter], part: Materi
         )
         raise DataError(
             f"teacher {teacher.name}: none of its stores covers {part.corpus}/{part.part} ({part.num_rows} "
-            f"rows, fingerprint {part.fingerprint[:16]}); they cover {covered}"
+            f"rows, fingerprint {part.fingerprint[:16]}); they cover {covered}; add one to its `stores`"
         )
     return store
 

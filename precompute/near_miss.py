@@ -34,7 +34,7 @@ def near_misses(stores_root: Path, identity: StoreIdentity) -> list[str]:
 
     Returns:
         For each of them its differing fields as ``field: theirs -> ours``, without repeats; empty
-        if there is none, or if the store itself is there already.
+        if there is none, or if the store itself is there already, under whatever names.
     """
     differing: dict[str, None] = {}
     for path in sorted(stores_root.glob(f"*/{STORE_FILE}")):
@@ -42,13 +42,12 @@ def near_misses(stores_root: Path, identity: StoreIdentity) -> list[str]:
             theirs = read_record(path, StoreIdentity, store=path.parent)
         except DamagedStoreError:
             continue  # Another store's damage is no reason to stop; opening that one reports it.
-        names = (theirs.corpus, theirs.part, theirs.teacher)
-        if names != (identity.corpus, identity.part, identity.teacher):
-            continue
         fields = differing_fields(theirs, identity)
         if not fields:
             return []
-        differing.update(dict.fromkeys(fields))
+        names = (theirs.corpus, theirs.part, theirs.teacher)
+        if names == (identity.corpus, identity.part, identity.teacher):
+            differing.update(dict.fromkeys(fields))
     return list(differing)
 
 

@@ -316,12 +316,16 @@ def _read_plan(root: Path, plan_hash: str) -> Plan:
 def _refuse_other(root: Path, identity: StoreIdentity) -> None:
     theirs = read_record(root / STORE_FILE, StoreIdentity, store=root)
     differing = differing_fields(theirs, identity)
-    if theirs.native_labels != identity.native_labels:
-        differing.append(
-            f"native_labels: {', '.join(theirs.native_labels)} -> {', '.join(identity.native_labels)}"
-        )
     if differing:
         raise RefusedError(f"store {root}: another store is there; name another root", differing=differing)
+    if theirs.native_labels != identity.native_labels:
+        raise RefusedError(
+            f"store {root}: the teacher's labels have other names now; restore id2label in its config.json, "
+            "and rename labels in the recipe's label_map",
+            differing=[
+                f"native_labels: {', '.join(theirs.native_labels)} -> {', '.join(identity.native_labels)}"
+            ],
+        )
 
 
 def _names_file(record_path: Path, file: str, root: Path) -> bool:
