@@ -7,6 +7,7 @@ Invariant: every error names the file, the field's path and what was expected
 from __future__ import annotations
 
 import importlib.resources
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def load_recipe(source: str, overrides: Sequence[str] = (), *, out: str | None =
     """
     text = _read_source(source)
     try:
-        document = yaml.load(text, Loader=_UniqueKeyLoader)
+        document = yaml.load(text, Loader=_RecipeLoader)
     except yaml.YAMLError as error:
         raise RecipeError(f"is not YAML: {' '.join(str(error).split())}", source=source) from error
     if not isinstance(document, dict):
@@ -59,7 +60,8 @@ def parse_recipe(document: dict[str, Any], *, source: str | None = None) -> Reci
 
 def dump_recipe(recipe: Recipe) -> str:
     """Returns the resolved recipe as YAML, defaults included."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    document = recipe.model_dump(mode="json")
+    return yaml.dump(document, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
@@ -74,10 +76,19 @@ def shipped_recipes() -> tuple[str, ...]:
 
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a mapping with a key given twice, of which YAML would silently keep the last."""
+class _RecipeLoader(yaml.SafeLoader):
+    """Reads ``1e-5`` as a number, and refuses a key given twice.
+
+    YAML 1.1 would take the number for text and silently keep the last of the keys.
+    """
+
+
+class _RecipeDumper(yaml.SafeDumper):
+    """Quotes text that ``_RecipeLoader`` would read as a number."""
 
 
 def _construct_unique(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -91,7 +102,9 @@ def _construct_unique(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[A
     return loader.construct_mapping(node, deep=True)
 
 
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique)
+_RecipeLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique)
+for _kind in (_RecipeLoader, _RecipeDumper):
+    _kind.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, list("-+0123456789"))
 
 
 def _read_source(source: str) -> str:
@@ -115,7 +128,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     if not separator or not all(steps):
         raise RecipeError(f"--set wants dotted.path=value, got {override!r}")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_RecipeLoader)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {path}: the value {text!r} is not YAML", field=path) from error
     target: Any = document

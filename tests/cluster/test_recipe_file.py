@@ -66,6 +66,18 @@ def test_a_written_recipe_reads_back_as_itself(recipe_path: Path, tmp_path: Path
     assert "alpha: 0.9" in dump_recipe(recipe)
 
 
+def test_numbers_with_an_exponent_are_numbers_also_where_the_recipe_takes_anything(
+    recipe_path: Path, tmp_path: Path
+) -> None:
+    recipe_path.write_text(MINIMAL.replace("layers: 2}", "layers: 2, overrides: {layer_norm_eps: 1e-12}}"))
+    overrides = ["deepspeed.a=1e-5", "deepspeed.b=-2E3", 'deepspeed.c="1e-5"', "deepspeed.d=e5"]
+    recipe = load_recipe(str(recipe_path), overrides)
+    assert recipe.deepspeed == {"a": 1e-5, "b": -2000.0, "c": "1e-5", "d": "e5"}
+    assert recipe.student.init.model_dump()["overrides"] == {"layer_norm_eps": 1e-12}
+    write_recipe(recipe, tmp_path / "resolved.yaml")
+    assert load_recipe(str(tmp_path / "resolved.yaml")) == recipe
+
+
 @pytest.mark.parametrize(
     ("override", "field", "expected"),
     [
