@@ -14,7 +14,9 @@ from distill.engine import StepPlan
 from distill.join import JoinedCorpus
 from distill.loader import LoaderOptions, StageLoader
 from distill.order import hold_out, select_rows
+from distill.selection import selection_metric
 from distill.tokens import CorpusTokens
+from schemas.errors import RecipeError
 from schemas.job import StageJob
 
 _TOKENS_DIRECTORY = "tokens"
@@ -45,6 +47,7 @@ def open_stage_data(job: StageJob, tokenizer: Any, *, prefetch: int = 2) -> Stag
 
     Raises:
         DataError: See ``JoinedCorpus.open`` and ``CorpusTokens.open``; or no row is left.
+        RecipeError: The rows that are held out cannot give the metric of selection.
         RefusedError: A store belongs to another plan.
     """
     training = job.training
@@ -54,6 +57,8 @@ def open_stage_data(job: StageJob, tokenizer: Any, *, prefetch: int = 2) -> Stag
     usable = joined.usable_rows(labelled=job.uses_golden)
     chosen = select_rows(usable, training.rows)
     rows, held_out = hold_out(chosen, training.selection_fraction, job.selection_seed, joined.corpus_key)
+    if len(held_out):
+        _check_metric(job, np.intersect1d(held_out, joined.usable_rows(labelled=True)))
     options = LoaderOptions(
         seed=job.seed,
         global_batch=training.global_batch,
@@ -68,6 +73,17 @@ def open_stage_data(job: StageJob, tokenizer: Any, *, prefetch: int = 2) -> Stag
     by_length = np.argsort(tokens.lengths(held_out), kind="stable")
     plan = StepPlan(total_steps, loader.micro_batch, loader.num_micro_steps)
     return StageData(loader, held_out[by_length], plan)
+
+
+def _check_metric(job: StageJob, labelled: npt.NDArray[np.int64]) -> None:
+    """Checks before the first step what would else fail after an epoch."""
+    metric = selection_metric(job)
+    if metric == "soft_loss" and not job.soft_targets:
+        raise RecipeError("soft_loss cannot be measured: the stage has no teacher", field="metric")
+    if metric in ("accuracy", "macro_f1") and not len(labelled):
+        raise RecipeError(
+            f"{metric} cannot be measured: none of the held-out rows is labelled", field="metric"
+        )
 
 
 def _open_tokens(job: StageJob, joined: JoinedCorpus, tokenizer: Any) -> CorpusTokens:

@@ -44,7 +44,7 @@ from distill.stage_data import StageData
 from distill.stage_directory import StageDirectory, publish_directory
 from distill.stop_request import StopRequest
 from distill.student import MultiHeadStudent
-from schemas.errors import RecipeError, TrainingError
+from schemas.errors import TrainingError
 from schemas.job import StageJob, StageStatus
 
 State = Literal["running", "complete", "preempted"]
@@ -223,14 +223,9 @@ class StageTrainer:
         sums.share()
         objective = self._objective
         measures = sums.measures(golden=objective.uses_golden, soft=objective.num_soft > 0)
-        metric = self._selection.metric
-        if metric not in measures:
-            raise RecipeError(
-                f"{metric} cannot be measured on these rows; there are {', '.join(sorted(measures))}",
-                field="metric",
-            )
         # Rank 0's word counts: sums of floats may differ in their last bit between ranks.
-        value = torch.tensor(measures[metric], dtype=torch.float64, device=self._engine.device)
+        found = measures[self._selection.metric]
+        value = torch.tensor(found, dtype=torch.float64, device=self._engine.device)
         dist.broadcast(value, src=0)
         if self._selection.update(self.step, float(value)):
             self._save_model(self._checkpoints.best_model(self.step))

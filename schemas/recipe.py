@@ -208,8 +208,11 @@ class Recipe(Frozen):
             )
         if arm not in ("tkd", "tmkd") and "finetune" not in kinds:
             raise ValueError(f"arm {arm} needs a stage of kind finetune")
+        if arm not in ("tkd", "tmkd"):
+            # Stage 1 is not theirs: without a teacher in stage 2 they would be the golden student again.
+            taught = [stage for stage in taught if stage.kind == "finetune"]
         if arm != "golden" and not taught:
-            raise ValueError(f"arm {arm} needs a stage that names teachers")
+            raise ValueError(f"arm {arm} needs a stage of kind finetune that names teachers")
         if arm == "m-o-m" and "1-o-1" not in (self.student.arm, *self.compare.arms):
             raise ValueError("m-o-m is computed from the students of 1-o-1; add 1-o-1 to compare.arms")
         if arm == "m-o-m" and self.student.arm == "m-o-m":

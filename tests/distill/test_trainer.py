@@ -233,6 +233,15 @@ def test_a_loss_that_is_not_finite_ends_the_training(stage: TinyStage) -> None:
         train(stage.job("diverging", learning_rate=1e30, warmup=0.0, max_grad_norm=0.0, epochs=4))
 
 
+def test_selecting_by_the_soft_loss_without_a_teacher_is_an_error_before_the_first_step(
+    stage: TinyStage,
+) -> None:
+    job = stage.job("no-teacher", teachers=(), metric="soft_loss")
+    with pytest.raises(RecipeError, match="metric: soft_loss cannot be measured"):
+        train(job)
+    assert not StageDirectory(Path(job.output)).metrics.exists()
+
+
 def test_selecting_by_accuracy_where_no_row_is_labelled_is_an_error(stage: TinyStage) -> None:
     texts = [("a", "b")] * 20
     part = make_part(stage.root / "bare" / "rows.arrow", texts, [-1] * 20, shard_rows=10)
@@ -242,6 +251,7 @@ def test_selecting_by_accuracy_where_no_row_is_labelled_is_an_error(stage: TinyS
     fields: dict[str, Any] = {"parts": (part.source,), "soft_targets": (target(("t", [root])),), "alpha": 1.0}
     with pytest.raises(RecipeError, match="accuracy cannot be measured"):
         train(stage.job("bare", metric="accuracy", **fields))
+    assert not StageDirectory(stage.root / "bare").metrics.exists()
     train(stage.job("bare-soft", **fields))
     status = StageDirectory(stage.root / "bare-soft").read_status()
     assert status is not None

@@ -68,6 +68,16 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         ({"teachers": [{"name": "t1", "model": "m", "tokens_per_batch": 16}]}, "at least max_length"),
         ({"deepspeed": {"train_batch_size": 8}}, "batch, optimizer and scheduler"),
         ({"compare": {"arms": ["m-o-m"]}}, "m-o-m is computed"),
+        (
+            {
+                "stages": [
+                    {"kind": "pretrain", "corpus": "raw", "teachers": ["t1"]},
+                    {"kind": "finetune", "corpus": "train"},
+                ],
+                "compare": {"arms": ["m-o-1"]},
+            },
+            "arm m-o-1 needs a stage of kind finetune that names teachers",
+        ),
         ({"compare": {"seeds": [1, 1]}}, "distinct"),
         ({"name": "../escape"}, "pattern"),
         ({"evaluation": {"corpora": ["nowhere"]}}, "no corpus is named 'nowhere'"),
