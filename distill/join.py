@@ -351,7 +351,8 @@ def _check_hashes(
 ) -> None:
     if not np.array_equal(stored, corpus):
         raise DamagedStoreError(
-            f"text hashes of teacher {teacher.teacher} differ from the corpus's; run `tmkd store repair`",
+            f"text hashes of teacher {teacher.teacher} differ from the corpus's; "
+            "delete the store and run `tmkd precompute` again",
             store=teacher.store.root,
             shard=shard,
             batch=batch,

@@ -82,7 +82,8 @@ class ShardFile:
     ) -> DamagedStoreError:
         """Returns an error that names this shard."""
         return DamagedStoreError(
-            f"{DATA_DIRECTORY}/{self._record.file}: {message}; run `tmkd store repair {self._root}`",
+            f"{DATA_DIRECTORY}/{self._record.file}: {message}; "
+            "delete the store and run `tmkd precompute` again",
             store=self._root,
             shard=self._record.shard,
             batch=batch,

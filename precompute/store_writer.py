@@ -273,12 +273,14 @@ class StoreWriter:
         try:
             num_bytes = (self.root / DATA_DIRECTORY / record.file).stat().st_size
         except FileNotFoundError as error:
-            message = f"data/{record.file} is missing; run `tmkd store repair`"
+            message = f"data/{record.file} is missing; delete the store and run `tmkd precompute` again"
             raise DamagedStoreError(message, store=self.root, shard=record.shard) from error
         if num_bytes != record.num_bytes:
             message = f"data/{record.file} has {num_bytes} bytes, its record says {record.num_bytes}"
             raise DamagedStoreError(
-                message + "; run `tmkd store repair`", store=self.root, shard=record.shard
+                message + "; delete the store and run `tmkd precompute` again",
+                store=self.root,
+                shard=record.shard,
             )
 
     def _list_shard(self, name: str, record: CommitRecord) -> ManifestShard:

@@ -430,7 +430,7 @@ def damage(store: StoreWriter, what: str) -> None:
     [
         ("record edited", "does not match its own digest"),
         ("record misnamed", "holds the record of shard 0"),
-        ("data missing", "is missing; run `tmkd store repair`"),
+        ("data missing", "is missing; delete the store and run `tmkd precompute` again"),
         ("data cut", "has 100 bytes, its record says"),
         ("plan replaced", "plan hash is"),
         ("identity edited", "does not match its own digest"),
