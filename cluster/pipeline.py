@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.arms import Inputs, recipe_arms, student_runs, used_teachers
 from cluster.console import say
-from cluster.planning import PlannedCorpus, locked_parts, plan_corpora
+from cluster.planning import PlannedCorpus, check_locked, locked_parts, plan_corpora
 from cluster.run_context import Run, RunOptions, start_run
 from cluster.run_directory import RunDirectory, read_lock
 from schemas.digest import write_document
@@ -65,9 +65,12 @@ def run_recipe(recipe: Recipe, options: RunOptions) -> RunResult:
 
 def precompute_recipe(recipe: Recipe, options: RunOptions) -> StoresLock:
     """Makes the stores that a recipe's students need."""
-    unknown = set(options.teachers) - {teacher.name for teacher in recipe.teachers}
-    if unknown:
-        raise RecipeError(f"--teacher: no teacher is named {', '.join(sorted(unknown))}")
+    used = used_teachers(recipe)
+    unused = [name for name in options.teachers if name not in used]
+    if unused:
+        raise RecipeError(
+            f"--teacher: no student uses a teacher named {unused[0]}; there are {', '.join(used) or 'none'}"
+        )
     with start_run(recipe, options) as run:
         return _make_stores(run)[1]
 
@@ -80,6 +83,7 @@ def distill_recipe(recipe: Recipe, options: RunOptions) -> Path:
         lock = read_lock(run.directory)
         with run.steps.step("plan"):
             planned = plan_corpora(recipe, run.directory)
+            check_locked(planned, lock)
         with run.steps.step("students"):
             students = train_students(run, make_inputs(run, planned, lock))
         return publish_student(run, students[0])

@@ -18,7 +18,7 @@ from schemas.digest import DocumentError, read_document, write_document
 from schemas.errors import DataError, RefusedError
 from schemas.plan import make_plan, read_plan
 from schemas.recipe import Recipe
-from schemas.records import PLAN_FILE, LockedPart
+from schemas.records import PLAN_FILE, LockedPart, StoresLock
 from schemas.rows import open_rows
 
 
@@ -73,6 +73,21 @@ def locked_parts(
         stores: From (teacher, corpus, part) to the store's root.
     """
     return tuple(_lock_part(part, shard_rows, stores) for part in parts)
+
+
+def check_locked(planned: Mapping[str, PlannedCorpus], lock: StoresLock) -> None:
+    """Compares planned corpora with those that the stores were made for: dropped rows go by number.
+
+    Raises:
+        RefusedError: A corpus has other parts now.
+    """
+    for name, corpus in planned.items():
+        now = [part.fingerprint for part in corpus.parts]
+        if name in lock.corpora and now != [part.fingerprint for part in lock.corpora[name]]:
+            raise RefusedError(
+                f"corpus {name} has changed since its stores were made; run `tmkd precompute` with this "
+                "recipe again"
+            )
 
 
 def _lock_part(

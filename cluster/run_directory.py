@@ -27,8 +27,8 @@ class RunDirectory:
     @classmethod
     def of(cls, recipe: Recipe) -> RunDirectory:
         """Returns the layout of a recipe's run; creates nothing."""
-        out = Path(recipe.out).absolute()
-        stores = Path(recipe.store.root).absolute() if recipe.store.root else out / "stores"
+        out = Path(recipe.out).expanduser().absolute()
+        stores = Path(recipe.store.root).expanduser().absolute() if recipe.store.root else out / "stores"
         return cls(out, out / recipe.name, stores)
 
     @property

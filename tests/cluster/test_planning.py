@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.planning import PlannedCorpus, locked_parts, plan_corpora
+from cluster.planning import PlannedCorpus, check_locked, locked_parts, plan_corpora
 from cluster.run_directory import RunDirectory
 from schemas.errors import DataError, RefusedError
 from schemas.plan import make_plan
 from schemas.recipe import Recipe
+from schemas.records import StoresLock
 from schemas.rows import open_rows
 from tests.store_factory import make_store
 
@@ -103,6 +104,15 @@ def test_a_damaged_lock_says_what_to_do(data: Path) -> None:
     lock.write_bytes(lock.read_bytes().replace(b"first", b"third"))
     with pytest.raises(DataError, match="delete it to plan the run anew"):
         plan(data)
+
+
+def test_stores_that_were_made_before_a_corpus_grew_are_not_enough(data: Path) -> None:
+    planned = plan_run(data)
+    lock = StoresLock(corpora={"train": locked_parts(planned["train"].parts, 4096, {})})
+    check_locked(planned, lock)
+    write_texts(data / "first.jsonl", ["one", "two", "three", "more"])
+    with pytest.raises(RefusedError, match=r"corpus train has changed .*run `tmkd precompute`"):
+        check_locked(plan_run(data), lock)
 
 
 @pytest.mark.parametrize(("label", "dropped"), [(-1, [1]), (0, None)])
