@@ -109,8 +109,9 @@ def ray_session(
         options |= {"address": wanted}
         _check_reachable(wanted)
         _probe(wanted)
-    _connect(options, wanted)
     try:
+        # Inside: an interrupted start may have left processes.
+        _connect(options, wanted)
         with _quiet_stdout():
             yield _describe(wanted or "local", started_here=wanted in (None, "local"))
     finally:
