@@ -40,7 +40,9 @@ _POLL_S = 0.2
 _LOG_FILE = "trainer.log"
 _LOG_TAIL_BYTES = 1 << 20
 _PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
-_ERROR_LINE = re.compile(r"^(?:\[rank\d+\]:\s*)?([\w.]*(?:Error|Exception|Interrupt)\b.*)$")
+_ERROR_LINE = re.compile(
+    r"^(?:\[rank\d+\]:\s*|[\d-]{10} [\d:,]+ )?([\w.]*(?:Error|Exception|Interrupt)\b.*)$"
+)
 _ERRORS: Mapping[int, type[TmkdError]] = {2: RecipeError, 3: DataError, 4: RefusedError, 6: ResourceError}
 _LOGGER = logging.getLogger(__name__)
 
@@ -211,6 +213,9 @@ def _conclude(
     if outcome.stopped:
         step = status.step if status is not None else 0
         return StageStatus(state="preempted", fingerprint=fingerprint, step=step)
+    if outcome.exit_code == ResourceError.exit_code:
+        # A full disk does not take the status either.
+        raise ResourceError(f"{job.name}: {_find_error(text).removeprefix('ResourceError: ')}; see {log}")
     raise TrainingError(
         f"{job.name}: the ranks ended without a result (launcher's exit code {outcome.exit_code}): "
         f"{_find_error(text)}",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from deepspeed.utils import safe_get_full_fp32_param
 
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
 _BATCH_FIELDS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+# What torch.save says of a write that was cut short; the operating system's error is lost there.
+_CUT_SHORT = re.compile(r"unexpected pos \d+|PytorchStreamWriter failed writing")
 _OWN_FIELDS = (*_BATCH_FIELDS, "optimizer", "scheduler")
 
 
@@ -186,8 +189,20 @@ def gather_weights(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor]
 
 
 def save_engine(engine: deepspeed.DeepSpeedEngine, directory: Path, tag: str) -> None:
-    """Writes weights, optimizer and schedule to ``directory/tag``; every rank must call it."""
-    engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+    """Writes weights, optimizer and schedule to ``directory/tag``; every rank must call it.
+
+    Raises:
+        ResourceError: The disk is full.
+    """
+    try:
+        engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+    except RuntimeError as error:
+        if not _CUT_SHORT.search(str(error)):
+            raise
+        raise ResourceError(
+            f"{directory}: the checkpoint cannot be written whole; is the disk full? "
+            "Free space and run the same command again"
+        ) from error
 
 
 def load_engine(engine: deepspeed.DeepSpeedEngine, directory: Path, tag: str) -> None:

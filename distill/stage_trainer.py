@@ -44,7 +44,7 @@ from distill.stage_data import StageData
 from distill.stage_directory import StageDirectory, publish_directory
 from distill.stop_request import StopRequest
 from distill.student import MultiHeadStudent
-from schemas.errors import TrainingError
+from schemas.errors import ResourceError, TrainingError
 from schemas.job import StageJob, StageStatus
 
 State = Literal["running", "complete", "preempted"]
@@ -238,7 +238,12 @@ class StageTrainer:
         if self._rank == 0:
             checkpoints.prepare(self.step)
         dist.barrier()
-        save_engine(self._engine, checkpoints.path, checkpoints.temporary_tag(self.step))
+        try:
+            save_engine(self._engine, checkpoints.path, checkpoints.temporary_tag(self.step))
+        except ResourceError:
+            # What was written of it may be what fills the disk, and the status has to go there too.
+            checkpoints.prepare(self.step)
+            raise
         if self._rank == 0:
             header = {
                 "fingerprint": self.job.fingerprint(),

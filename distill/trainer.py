@@ -108,17 +108,19 @@ def _train(job: StageJob, directory: StageDirectory, stop: StopRequest, keep_che
 def _report(job: StageJob, directory: StageDirectory, rank: int, error: TmkdError) -> None:
     _LOGGER.error("%s: %s", type(error).__name__, error)
     before = directory.read_status()
-    directory.write_status(
-        StageStatus(
-            state="failed",
-            fingerprint=job.fingerprint(),
-            step=before.step if before is not None else 0,
-            error=str(error),
-            exit_code=error.exit_code,
-            peak_rss_bytes=peak_rss_bytes(),
-        ),
-        rank=rank,
+    status = StageStatus(
+        state="failed",
+        fingerprint=job.fingerprint(),
+        step=before.step if before is not None else 0,
+        error=str(error),
+        exit_code=error.exit_code,
+        peak_rss_bytes=peak_rss_bytes(),
     )
+    try:
+        directory.write_status(status, rank=rank)
+    except OSError as unwritten:
+        # The disk that is full may be this one; then the exit code has to say it.
+        _LOGGER.error("the status cannot be written: %s", unwritten.strerror)
 
 
 if __name__ == "__main__":

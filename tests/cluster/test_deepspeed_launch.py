@@ -145,6 +145,15 @@ def test_a_crash_with_exit_code_0_is_an_error_that_shows_the_last_one(
     assert error.value.exit_code == 1
 
 
+def test_exit_code_6_is_believed_where_no_status_could_be_written(
+    stage: TinyStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "2026-01-02 03:04:05,678 ResourceError: /x: No space left on device"
+    stand_in(monkeypatch, f"leave('running')\nprint({line!r})\nsys.exit(6)")
+    with pytest.raises(ResourceError, match=r"^full: /x: No space left on device; see"):
+        launch_stage(write_job(stage.job("full")))
+
+
 @pytest.mark.parametrize(
     ("exit_code", "kind"), [(2, RecipeError), (3, DataError), (4, RefusedError), (6, ResourceError)]
 )

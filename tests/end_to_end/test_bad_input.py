@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.cli import run_command
+from distill.metrics_log import read_lines
 from tests.distill.tiny_models import save_classifier
 from tests.end_to_end.project import Project, corpus, make_rows
 
@@ -181,3 +182,22 @@ def test_a_full_disk_keeps_what_is_committed(
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
     assert run_command(arguments) == 0
     assert committed <= set(small_disk.glob("stores/*/commit/*"))
+
+
+def test_a_disk_that_fills_up_in_training_keeps_the_last_checkpoint(
+    project: Project, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = {"kind": "finetune", "corpus": "train", "max_steps": 4, "checkpoint_every_steps": 1}
+    recipe = project.golden_recipe(stages=[stage], evaluation={"corpora": []})
+    subprocess.run(["mount", "-o", "remount,size=400k", str(small_disk)], check=True)
+    (project.root / "runs" / "run").mkdir(parents=True)
+    (project.root / "runs" / "run" / "students").symlink_to(small_disk)
+    code, line = fail(["run", recipe], capsys)
+    assert code == 6
+    assert "is the disk full?" in line
+    (latest,) = small_disk.rglob("latest.json")
+    assert '"tag": "step-' in latest.read_text()
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    assert run_command(["run", recipe]) == 0
+    (metrics,) = small_disk.rglob("metrics.jsonl")
+    assert [line["step"] for line in read_lines(metrics) if line["kind"] == "step"] == [1, 2, 3, 4]
