@@ -46,7 +46,15 @@ NewStoreOption = Annotated[
     typer.Option("--new-store", help="Make a new store where one of the same names but another hash exists."),
 ]
 ProcsOption = Annotated[int | None, typer.Option("--num-procs", min=1, help="Ranks; overrides the recipe's.")]
-HostfileOption = Annotated[Path | None, typer.Option("--hostfile", help="Hosts for the deepspeed launcher.")]
+HostfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--hostfile",
+        exists=True,
+        dir_okay=False,
+        help="Hosts for the deepspeed launcher: `host slots=n` lines.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 
 

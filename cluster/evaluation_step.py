@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from cluster.arms import used_teachers
 from cluster.planning import PlannedCorpus
-from cluster.run_context import Run, available_cpus
+from cluster.run_context import Run, available_cpus, available_device
 from cluster.scoring import EvaluationCorpus, FinishedStudent, read_predictions, score_corpus
 from cluster.speed import ModelSpeed, SpeedLog, Texts, time_student, time_teacher
 from cluster.teacher_step import TeacherModel
@@ -106,7 +104,7 @@ def _time_teachers(run: Run, teachers: Mapping[str, TeacherModel], timing: _Timi
             model_path=model.path,
             revision=model.revision,
             num_threads=timing.num_threads,
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=available_device(),
         )
         # A store's directory is named by the hash of the weights.
         stores = [part.stores.get(name) for part in timing.corpus.parts]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cluster.console import say
 from cluster.recipe_file import write_recipe
@@ -61,6 +62,13 @@ def start_run(recipe: Recipe, options: RunOptions) -> Iterator[Run]:
     say(f"run {directory.run}")
     with stop_on_signals() as stop:
         yield Run(recipe, options, directory, StepLog.open(directory.timings), stop)
+
+
+def available_device() -> Literal["cpu", "cuda"]:
+    """Returns ``cuda`` where there is one, else ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def available_cpus() -> int:

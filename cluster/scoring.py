@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.special import softmax
 
 from cluster.arms import StudentRun
 from cluster.evaluation import evaluate_models, note_partial_split
 from cluster.model_outputs import EvaluatedRows, ModelOutput, student_name
+from cluster.run_context import available_device
 from cluster.speed import ModelSpeed
 from distill.evaluate import evaluate_student, read_texts
 from distill.store_reader import LogitStore
@@ -156,8 +156,8 @@ def read_predictions(student: FinishedStudent, corpus: EvaluationCorpus, directo
         except (ValueError, EOFError) as error:
             raise DataError(f"{path}: cannot be read ({error}); delete it to predict anew") from error
     parts = [part.rows for part in corpus.parts]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    probabilities_NC = evaluate_student(student.directory, parts, labels, device=device).probabilities_NC
+    predictions = evaluate_student(student.directory, parts, labels, device=available_device())
+    probabilities_NC = predictions.probabilities_NC
     buffer = io.BytesIO()
     np.save(buffer, probabilities_NC, allow_pickle=False)
     path.parent.mkdir(parents=True, exist_ok=True)

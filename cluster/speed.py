@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from cluster.console import say
+from cluster.run_context import available_device
 from distill.evaluate import time_examples_per_s
 from distill.predict import BATCH_ROWS, batch_texts
 from distill.student import MultiHeadStudent
@@ -90,10 +91,8 @@ def time_teacher(spec: WorkerSpec, texts: Texts) -> ModelSpeed:
 
 def time_student(directory: Path, texts: Texts, *, num_threads: int) -> ModelSpeed:
     """Loads a student and times it."""
-    student = MultiHeadStudent.from_pretrained(directory)
-    if torch.cuda.is_available():
-        student.to("cuda")
-    device = next(student.parameters()).device
+    device = available_device()
+    student = MultiHeadStudent.from_pretrained(directory).to(device)
     batches = batch_texts(student.tokenizer, texts, max_length=student.layout.max_length, device=device)
     return _time(student, [batch.inputs for batch in batches], student, num_threads)
 

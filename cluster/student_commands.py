@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from cluster.arms import StudentRun
 from cluster.planning import locked_parts
 from cluster.recipe_file import load_recipe
-from cluster.run_context import available_cpus
+from cluster.run_context import available_cpus, available_device
 from cluster.run_directory import RunDirectory, read_lock
 from cluster.scoring import EvaluationCorpus, FinishedStudent, score_corpus
 from cluster.speed import time_student
@@ -77,7 +77,7 @@ def predict_file(
     with tempfile.TemporaryDirectory() as scratch:
         _, parts = _read_file(task, data, None, Path(scratch))
         paths = [part.rows for part in parts]
-        predictions = evaluate_student(student, paths, task.labels)
+        predictions = evaluate_student(student, paths, task.labels, device=available_device())
         keys = None if question is None else _texts(paths, task.text.index(question))
     probabilities_NC = predictions.probabilities_NC
     ranks_N = None if keys is None else rank_within(probabilities_NC[:, 0], keys)

@@ -48,6 +48,7 @@ def test_help_and_schemas_load_no_heavy_library(statement: str) -> None:
         (["run", "nowhere.yaml"], "there is no such file"),
         (["run", "quickstart", "--set", "typo=1"], "unknown key"),
         (["evaluate", "somewhere"], "either --recipe or --data"),
+        (["distill", "quickstart", "--hostfile", "nowhere"], "does not exist"),
     ],
 )
 def test_bad_usage_is_exit_code_2(
