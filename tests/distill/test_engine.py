@@ -15,11 +15,13 @@ from distill.engine import (
     build_engine,
     engine_config,
     gather_weights,
+    load_engine,
+    save_engine,
     start_process_group,
     stop_process_group,
     take_step,
 )
-from schemas.errors import RecipeError
+from schemas.errors import RecipeError, ResourceError
 from schemas.job import PartSource, StageJob
 from schemas.recipe import ConfigInit, Training
 
@@ -141,6 +143,50 @@ def test_bfloat16_weights_come_back_from_the_float32_copy(stage: int) -> None:
     changed = [float((value - start[name]).abs().max()) for name, value in weights.items()]
     assert max(changed) < 0.01
     engine.destroy()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_frozen_weight_comes_back_from_every_engine_and_its_checkpoint(
+    stage: int, bf16: bool, tmp_path: Path
+) -> None:
+    config: dict[str, Any] = {"zero_optimization": {"stage": stage}, "bf16": {"enabled": bf16}}
+    job = make_job(config, learning_rate=0.01, warmup=0.0)
+
+    def build() -> Any:
+        module = make_module()
+        module[0].weight.requires_grad_(False)
+        return build_engine(module, job, PLAN)
+
+    engine = build()
+    train(engine, 2)
+    before = gather_weights(engine)
+    start = make_module().state_dict()
+    assert not torch.equal(before["2.weight"], start["2.weight"])
+    assert torch.equal(
+        before["0.weight"], start["0.weight"].bfloat16().float() if bf16 else start["0.weight"]
+    )
+    save_engine(engine, tmp_path, "step")
+    again = build()
+    load_engine(again, tmp_path, "step")
+    after = gather_weights(again)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    engine.destroy()
+    again.destroy()
+
+
+@pytest.mark.parametrize("message", ["unexpected pos 128 vs 96", "another fault"])
+def test_a_checkpoint_that_is_cut_short_is_said_to_be_so(
+    message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = build_engine(make_module(), make_job(), PLAN)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(ResourceError if "pos" in message else RuntimeError, match=r"disk|another"):
+        save_engine(engine, tmp_path, "step")
 
 
 @pytest.mark.parametrize("field", ["train_batch_size", "gradient_accumulation_steps", "optimizer"])
