@@ -38,9 +38,9 @@ def make_jobs(
 class FakeWorker:
     """Leaves a file per shard and attempt, and behaves as the job's part says.
 
-    ``kill``: SIGKILL of its own process at the first try; ``kill-always``; ``hang``: sleeps at the
-    first try; ``poison``: a TeacherError each time; ``flaky``: an unforeseen error at the first try;
-    ``full``: a full disk; ``slow``: half a second; ``advance``: two seconds with signs of life.
+    ``kill``: SIGKILL of its own process at the first try; ``hang``: sleeps at the first try;
+    ``poison``: a TeacherError each time; ``flaky``: an unforeseen error at the first try; ``full``: a
+    full disk; ``slow``: half a second; ``advance``: two seconds with signs of life.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -66,7 +66,7 @@ class FakeWorker:
 
     def _behave(self, behaviour: str, attempt: int, shard: int) -> None:
         first = attempt == 0
-        if behaviour == "kill-always" or (behaviour == "kill" and first):
+        if behaviour == "kill" and first:
             os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "hang" and first:
             time.sleep(120)

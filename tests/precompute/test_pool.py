@@ -89,13 +89,6 @@ def test_two_teachers_share_the_cluster_and_do_every_shard_once(tmp_path: Path, 
     ]
 
 
-def test_more_actors_than_shards_are_not_started(tmp_path: Path, run: Run) -> None:
-    run(make_queue(tmp_path, 1, {0: "slow"}, num_actors=8, cpus_per_actor=0.25))
-    assert len(tries(tmp_path, 0)) == 1
-    pids = {pid for path in tmp_path.glob("try-*") for pid in [int(path.name.rsplit("-", 1)[1])]}
-    assert len(pids) == 1
-
-
 def test_an_actor_that_is_killed_in_a_shard_costs_nothing_but_time(tmp_path: Path, run: Run) -> None:
     report = run(make_queue(tmp_path, 5, {1: "kill"}), options=OPTIONS.model_copy(update={"max_attempts": 1}))
     assert len(done(tmp_path)) == 5
@@ -130,14 +123,6 @@ def test_a_poison_shard_is_named_after_all_others_are_done(tmp_path: Path, run: 
     assert (caught.value.teacher, caught.value.shard, caught.value.example_ids) == ("t", 1, ("toy/9",))
     assert caught.value.exit_code == 5
     assert "2 tries" in str(caught.value)
-
-
-def test_a_shard_that_kills_every_actor_is_poison_and_its_rows_are_named(tmp_path: Path, run: Run) -> None:
-    with pytest.raises(TeacherError, match="actor was lost") as caught:
-        run(make_queue(tmp_path, 3, {2: "kill-always"}))
-    assert len(done(tmp_path)) == 2
-    assert caught.value.shard == 2
-    assert len(caught.value.example_ids) == 2
 
 
 def test_an_unforeseen_error_is_tried_again_in_a_new_process(tmp_path: Path, run: Run) -> None:
