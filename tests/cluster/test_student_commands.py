@@ -168,15 +168,23 @@ def test_export_without_rows_says_how_to_measure_the_cost(
     ],
 )
 def test_wrong_input_is_one_line_with_its_exit_code(
-    root: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, expected: str
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    expected: str,
 ) -> None:
+    monkeypatch.chdir(root)
     found = run_command([word.format(root=root) for word in arguments])
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("tmkd: ")]
     assert len(lines) == 1, captured.err
     assert (found, expected in lines[0]) == (code, True), lines[0]
     assert captured.out == ""
+    # Nothing is left behind: no checkpoint, no corpus of a recipe.
     assert not (root / "never").exists()
+    assert not (root / "runs").exists()
 
 
 def test_labels_of_another_task_are_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
