@@ -165,6 +165,7 @@ def part_sources(parts: Sequence[LockedPart]) -> tuple[PartSource, ...]:
             fingerprint=part.fingerprint,
             plan_hash=part.plan_hash,
             num_rows=part.num_rows,
+            labels_hash=part.labels_hash,
             shard_rows=part.shard_rows,
         )
         for part in parts

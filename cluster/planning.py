@@ -110,6 +110,7 @@ def _lock_part(
         num_rows=part.num_rows,
         shard_rows=shard_rows,
         rows=str(part.rows_path),
+        labels_hash=part.labels_hash,
         stores={teacher: str(root) for teacher, root in roots.items()},
     )
 
@@ -127,18 +128,24 @@ def _check_lock(parts: Mapping[str, tuple[MaterialisedPart, ...]], path: Path) -
         parts_now = {part["part"]: part for part in found[name]}
         for before in known[name]:
             now = parts_now.get(before["part"], {})
-            if before != now:
+            differing = [
+                f"{key}: {value} -> {now.get(key, 'gone')}"
+                for key, value in before.items()
+                if now.get(key) != value
+            ]
+            if differing:
                 raise RefusedError(
                     f"corpus {name}/{before['part']} has changed since this run was planned; restore it, "
                     "or give the run another name (--set name=...)",
-                    differing=[
-                        f"{key}: {value} -> {now.get(key, 'gone')}"
-                        for key, value in before.items()
-                        if now.get(key) != value
-                    ],
+                    differing=differing,
                 )
     write_document(path, {"corpora": {**known, **found}})
 
 
 def _describe(part: MaterialisedPart) -> dict[str, Any]:
-    return {"part": part.part, "rows": part.num_rows, "fingerprint": part.fingerprint[:16]}
+    return {
+        "part": part.part,
+        "rows": part.num_rows,
+        "fingerprint": part.fingerprint[:16],
+        "labels": part.labels_hash[:16],
+    }

@@ -11,7 +11,6 @@ Invariants (tests/precompute/test_corpus_append.py):
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ import pyarrow.compute as pc
 
 from precompute.corpus_rows import PartRows
 from precompute.disk import translated_os_errors
-from schemas.digest import DocumentError, read_document, sync_directory, write_document
+from schemas.digest import DocumentError, hash_value, read_document, sync_directory, write_document
 from schemas.errors import DataError
 from schemas.rows import UNLABELLED, fingerprint_columns, open_rows
 
@@ -44,6 +43,7 @@ class MaterialisedPart:
         part: Name of the part; a suffix of an appended source has ``+<number>``.
         rows_path: Its ``rows.arrow``.
         fingerprint: Over ordered example ids and text hashes (64 hex digits).
+        labels_hash: SHA-256 over the golden labels, int32, little-endian (64 hex digits).
         num_rows: Usable rows.
         excluded: Example id and reason of each row that was left out.
         num_labelled: Rows with a golden label.
@@ -53,6 +53,7 @@ class MaterialisedPart:
     part: str
     rows_path: Path
     fingerprint: str
+    labels_hash: str
     num_rows: int
     excluded: tuple[tuple[str, str], ...]
     num_labelled: int
@@ -138,14 +139,15 @@ def _write_piece(rows: PartRows, piece: _Piece, origin: PartOrigin, corpora: Pat
     num_rows = piece.stop - piece.start
     table = rows.table.slice(piece.start, num_rows)
     table = table.set_column(0, table.schema.field("ordinal"), pa.array(np.arange(num_rows)))
-    fingerprint = _fingerprint(table)
-    directory = corpora / f"{fingerprint[:16]}-{_hash_origin(table, piece, origin)[:16]}"
+    fingerprint, labels_hash = _fingerprint(table), _hash_labels(table)
+    directory = corpora / f"{fingerprint[:16]}-{_hash_origin(labels_hash, piece, origin)[:16]}"
     directory.mkdir(parents=True, exist_ok=True)
     part = MaterialisedPart(
         corpus=origin.corpus,
         part=piece.part,
         rows_path=directory / ROWS_FILE,
         fingerprint=fingerprint,
+        labels_hash=labels_hash,
         num_rows=num_rows,
         excluded=_select_excluded(rows, piece),
         num_labelled=pc.sum(pc.not_equal(table.column("label"), UNLABELLED)).as_py(),
@@ -169,12 +171,15 @@ def _write_piece(rows: PartRows, piece: _Piece, origin: PartOrigin, corpora: Pat
     return part
 
 
-def _hash_origin(table: pa.Table, piece: _Piece, origin: PartOrigin) -> str:
+def _hash_origin(labels_hash: str, piece: _Piece, origin: PartOrigin) -> str:
     """Hashes what the fingerprint leaves out: labels and names."""
     names = [origin.corpus, origin.part, piece.part, origin.limit, list(origin.labels), list(origin.text)]
-    digest = hashlib.sha256(json.dumps(names, ensure_ascii=False).encode())
-    digest.update(np.ascontiguousarray(table.column("label").to_numpy(), np.dtype("<i4")).tobytes())
-    return digest.hexdigest()
+    return hash_value([*names, labels_hash])
+
+
+def _hash_labels(table: pa.Table) -> str:
+    labels_R = np.ascontiguousarray(table.column("label").to_numpy(), np.dtype("<i4"))
+    return hashlib.sha256(labels_R.tobytes()).hexdigest()
 
 
 def _select_excluded(rows: PartRows, piece: _Piece) -> tuple[tuple[str, str], ...]:

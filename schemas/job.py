@@ -39,6 +39,7 @@ class PartSource(Frozen):
     """One corpus part: where ``rows.arrow`` lies, its fingerprint and the plan that its stores share.
 
     Attributes:
+        labels_hash: Of the golden labels, which the fingerprint leaves out.
         shard_rows: The plan's cut. The order of reading follows it also where no store is joined, so
             it is checked against ``plan_hash``.
     """
@@ -47,6 +48,7 @@ class PartSource(Frozen):
     fingerprint: str
     plan_hash: str
     num_rows: int
+    labels_hash: str | None = None
     shard_rows: Count = 4096
 
 
@@ -119,7 +121,10 @@ class StageJob(Frozen):
     def fingerprint(self) -> str:
         """Returns the SHA-256 of what decides the weights; paths are replaced by what they hold."""
         body = self.model_dump(mode="json", exclude={"name", "output", "threads"})
-        body["parts"] = [[part.fingerprint, part.plan_hash] for part in self.parts]
+        body["parts"] = [
+            [part.fingerprint, part.plan_hash, *([part.labels_hash] if part.labels_hash else [])]
+            for part in self.parts
+        ]
         for target in body["soft_targets"]:
             # A store's directory is named by its plan and generation hashes.
             target["stores"] = [

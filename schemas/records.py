@@ -149,6 +149,8 @@ class LockedPart(Frozen):
 
     Attributes:
         rows: Path of ``rows.arrow``.
+        labels_hash: SHA-256 over its golden labels (int32, little-endian): stores do not depend on
+            them, trainings do.
         shard_rows: The plan's cut; the order of reading follows it.
         stores: From teacher name to the store's root.
     """
@@ -159,6 +161,7 @@ class LockedPart(Frozen):
     num_rows: Size
     shard_rows: Count = 4096
     rows: str
+    labels_hash: Hash | None = None
     stores: dict[str, str] = Field(default_factory=dict)
 
 

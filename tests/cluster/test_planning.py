@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.arms import part_sources
 from cluster.planning import PlannedCorpus, check_locked, locked_parts, plan_corpora
 from cluster.run_directory import RunDirectory
 from schemas.errors import DataError, RefusedError
@@ -85,6 +86,20 @@ def test_a_file_that_shrank_or_changed_is_refused(data: Path, texts: list[str]) 
     assert caught.value.exit_code == 4
     write_texts(data / "first.jsonl", ["one", "two", "three", "more"])
     assert plan(data)["train"][1] == ("first+1", 1)
+
+
+def test_golden_labels_that_changed_are_refused(data: Path) -> None:
+    plan(data)
+    write_texts(data / "first.jsonl", ["one", "two", "three"], label=1)
+    with pytest.raises(RefusedError, match=r"corpus train/first has changed .*labels: "):
+        plan(data)
+    # The stores stay valid, a training on these labels does not.
+    after = plan_run(data, name="other")["train"].parts[0]
+    write_texts(data / "first.jsonl", ["one", "two", "three"])
+    before = plan_run(data)["train"].parts[0]
+    (now,), (then,) = (part_sources(locked_parts((part,), 4096, {})) for part in (after, before))
+    assert (now.fingerprint, now.plan_hash) == (then.fingerprint, then.plan_hash)
+    assert now.labels_hash != then.labels_hash
 
 
 def test_another_run_may_plan_what_it_likes(data: Path) -> None:

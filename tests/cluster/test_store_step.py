@@ -42,7 +42,10 @@ def make_run(directory: Path, *teachers: str) -> Run:
 def request_names(run: Run) -> set[tuple[str, str, str]]:
     planned = {
         corpus: PlannedCorpus(
-            tuple(MaterialisedPart(corpus, part, Path("/r"), "f" * 64, 9, (), 9) for part in ("p", "p+1"))
+            tuple(
+                MaterialisedPart(corpus, part, Path("/r"), "f" * 64, "b" * 64, 9, (), 9)
+                for part in ("p", "p+1")
+            )
         )
         for corpus in run.recipe.corpora
     }

@@ -58,7 +58,9 @@ class Maker:
     def part(self, name: str = "train", *, seed: int = 0, num_rows: int = NUM_ROWS) -> MaterialisedPart:
         rows = make_rows(num_rows, name, seed)
         path = write_rows(rows, self.directory / f"{name}-{seed}-{num_rows}.arrow")
-        return MaterialisedPart("toy", name, path, make_plan(rows, 8).fingerprint, num_rows, (), num_rows)
+        return MaterialisedPart(
+            "toy", name, path, make_plan(rows, 8).fingerprint, "b" * 64, num_rows, (), num_rows
+        )
 
     def __call__(
         self, *requests: StoreRequest, new_store: bool = False, shard_rows: int = 8

@@ -7,6 +7,8 @@ import pytest
 from schemas.job import PartSource, SoftTarget, StageJob
 from schemas.recipe import LayersInit, Training
 
+PART = PartSource(rows="/c/rows.arrow", fingerprint="f" * 64, plan_hash="p" * 64, num_rows=5)
+
 
 def job(**changes: Any) -> StageJob:
     fields: dict[str, Any] = {
@@ -15,7 +17,7 @@ def job(**changes: Any) -> StageJob:
         "init": LayersInit(kind="layers", model="m", layers=2),
         "max_length": 64,
         "labels": ("a", "b"),
-        "parts": (PartSource(rows="/c/rows.arrow", fingerprint="f" * 64, plan_hash="p" * 64, num_rows=5),),
+        "parts": (PART,),
         "soft_targets": (SoftTarget(head="t1", teachers=("t1",), stores=(("/stores/p-g",),)),),
         "alpha": 0.5,
         "training": Training(corpus="train"),
@@ -30,7 +32,7 @@ def test_paths_and_names_do_not_change_the_fingerprint() -> None:
         name="other",
         output="/elsewhere",
         threads=2,
-        parts=(PartSource(rows="/x/rows.arrow", fingerprint="f" * 64, plan_hash="p" * 64, num_rows=5),),
+        parts=(PART.model_copy(update={"rows": "/x/rows.arrow"}),),
         soft_targets=(SoftTarget(head="t1", teachers=("t1",), stores=(("/other/p-g/",),)),),
     )
     assert moved.fingerprint() == job().fingerprint()
@@ -45,7 +47,8 @@ def test_paths_and_names_do_not_change_the_fingerprint() -> None:
         {"dropped_rows": "/d/abc.npy"},
         {"training": Training(corpus="train", learning_rate=1e-3)},
         {"soft_targets": (SoftTarget(head="t1", teachers=("t1",), stores=(("/stores/p-h",),)),)},
-        {"parts": (PartSource(rows="/c/rows.arrow", fingerprint="e" * 64, plan_hash="p" * 64, num_rows=5),)},
+        {"parts": (PART.model_copy(update={"fingerprint": "e" * 64}),)},
+        {"parts": (PART.model_copy(update={"labels_hash": "b" * 64}),)},
     ],
 )
 def test_what_changes_the_weights_changes_the_fingerprint(change: dict[str, Any]) -> None:
