@@ -3,7 +3,8 @@
 Invariants:
     1. Head, batches and tail cover the file without a gap, and the bytes of a batch's region alone
        are a readable record batch (tests/precompute/test_store_writer.py).
-    2. A file whose rows are not those of the plan, or whose logits are not finite, is refused.
+    2. A file whose rows are not those of the plan, or whose logits are not finite, is refused
+       (tests/precompute/test_shard_content.py).
 """
 
 from __future__ import annotations

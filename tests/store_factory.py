@@ -51,6 +51,11 @@ def make_part(
     path: Path, texts: Sequence[Sequence[str]], labels: Sequence[int], *, shard_rows: int, name: str = "train"
 ) -> MadePart:
     """Writes ``rows.arrow`` with one or two text columns (``texts`` is row by row)."""
+    return write_part(path, make_table(texts, labels, name), shard_rows=shard_rows)
+
+
+def make_table(texts: Sequence[Sequence[str]], labels: Sequence[int], name: str = "train") -> pa.Table:
+    """Makes the table of a corpus part (``texts`` is row by row)."""
     columns = [
         pa.array(range(len(texts)), pa.int64()),
         pa.array([f"{name}/{row}" for row in range(len(texts))], pa.string()),
@@ -58,8 +63,7 @@ def make_part(
         *(pa.array(column, pa.large_string()) for column in zip(*texts, strict=True)),
         pa.array(labels, pa.int32()),
     ]
-    table = pa.Table.from_arrays(columns, schema=corpus_schema(len(texts[0])))
-    return write_part(path, table, shard_rows=shard_rows)
+    return pa.Table.from_arrays(columns, schema=corpus_schema(len(texts[0])))
 
 
 def write_part(path: Path, table: pa.Table, *, shard_rows: int) -> MadePart:

@@ -9,21 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
 
-from precompute.encode import LABELS_KEY, encode_rows
+from precompute.encode import LABELS_KEY
 from precompute.near_miss import near_misses
-from precompute.shard_file import ShardContentError
 from precompute.store_writer import StoreWriter
 from schemas.digest import hash_file
 from schemas.errors import DamagedStoreError, IncompleteStoreError, RefusedError, ResourceError
 from schemas.plan import make_plan
-from schemas.records import ExcludedRow
 from schemas.rows import fingerprint_columns
-from tests.precompute.tiny import make_batches, make_identity, make_rows, open_store
+from tests.precompute.tiny import list_files, make_batches, make_identity, make_rows, open_store, write_all
 
 NUM_ROWS = 20
 
@@ -31,15 +28,6 @@ NUM_ROWS = 20
 @pytest.fixture
 def store(tmp_path: Path) -> StoreWriter:
     return open_store(tmp_path / "store", make_rows(NUM_ROWS))
-
-
-def write_all(store: StoreWriter) -> None:
-    for task in store.plan.tasks():
-        store.write_shard(task, make_batches(store, task))
-
-
-def list_files(root: Path) -> list[str]:
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
 def test_regions_cover_the_file_and_each_batch_reads_from_its_own_bytes(store: StoreWriter) -> None:
@@ -303,108 +291,6 @@ def test_opening_again_under_other_names_gives_the_same_store(store: StoreWriter
     identity = make_identity(store.plan, teacher="renamed", produced_by={"torch": "9"})
     assert StoreWriter.open(store.root, identity, store.plan).identity == store.identity
     assert StoreWriter.attach(store.root).identity == store.identity
-
-
-def bad_batches(store: StoreWriter, change: str) -> list[pa.RecordBatch]:
-    task = store.plan.tasks()[0]
-    rows = store.plan.rows.slice(0, task.num_rows)
-    logits_RC = np.zeros((task.num_rows, 2), np.float32)
-    if change == "not finite":
-        logits_RC[3, 1] = np.inf
-    if change == "order":
-        rows = rows.take(pa.array([1, 0, *range(2, task.num_rows)]))
-    if change == "fewer":
-        rows, logits_RC = rows.slice(0, 5), logits_RC[:5]
-    if change == "other shard":
-        rows = store.plan.rows.slice(8, 8)
-    if change == "other id":
-        ids = ["x", *rows["example_id"].to_pylist()[1:]]
-        rows = rows.set_column(1, rows.schema.field("example_id"), pa.array(ids))
-    if change == "other text":
-        hashes = [bytes(16), *rows["text_hash"].to_pylist()[1:]]
-        rows = rows.set_column(2, rows.schema.field("text_hash"), pa.array(hashes, pa.binary(16)))
-    return list(encode_rows(rows, logits_RC, store.schema, 4))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("not finite", "logits are not all finite"),
-        ("order", "rows are not those of the plan"),
-        ("fewer", "rows are not those of the plan"),
-        ("other shard", "rows are not those of the plan"),
-        ("other id", "column example_id differs from the plan"),
-        ("other text", "column text_hash differs from the plan"),
-    ],
-)
-def test_rows_that_are_not_those_of_the_plan_are_not_published(
-    store: StoreWriter, change: str, message: str
-) -> None:
-    with pytest.raises(ShardContentError, match=message):
-        store.write_shard(store.plan.tasks()[0], bad_batches(store, change))
-    assert list_files(store.root) == ["STORE.json", "plan.arrow"]
-
-
-def test_null_logits_are_not_published(store: StoreWriter) -> None:
-    task = store.plan.tasks()[0]
-    batch = make_batches(store, task, batch_rows=8)[0]
-    values = pa.array([None, *[0.0] * 15], pa.float32())
-    logits = pa.FixedSizeListArray.from_arrays(values, type=batch.schema.field("logits").type)
-    nulls = pa.record_batch([*batch.columns[:3], logits], schema=batch.schema)
-    with pytest.raises(ShardContentError):
-        store.write_shard(task, [nulls])
-    assert list_files(store.root) == ["STORE.json", "plan.arrow"]
-
-
-def test_bytes_that_changed_between_writing_and_reading_back_are_not_published(
-    store: StoreWriter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = pa.ipc.read_message
-
-    def read_flipped(buffer: pa.Buffer) -> Any:
-        data = bytearray(buffer)
-        data[-9] ^= 1
-        return real(pa.py_buffer(bytes(data)))
-
-    monkeypatch.setattr(pa.ipc, "read_message", read_flipped)
-    task = store.plan.tasks()[0]
-    with pytest.raises(ShardContentError):
-        store.write_shard(task, make_batches(store, task))
-    assert list_files(store.root) == ["STORE.json", "plan.arrow"]
-
-
-def test_excluded_rows_are_listed_and_absent(store: StoreWriter) -> None:
-    task = store.plan.tasks()[0]
-    kept = [0, 1, 3, 4, 6, 7]
-    rows = store.plan.rows.take(pa.array(kept))
-    excluded = [
-        ExcludedRow(ordinal=5, example_id="train/5", reason="nan"),
-        ExcludedRow(ordinal=2, example_id="train/2", reason="nan"),
-    ]
-    batches = encode_rows(rows, np.zeros((6, 2), np.float32), store.schema, 4)
-    record, _ = store.write_shard(task, batches, excluded)
-    assert [row.ordinal for row in record.excluded] == [2, 5]
-    assert record.num_rows == 6
-    write_all(store)
-    manifest = store.finish()
-    assert manifest.excluded == record.excluded
-    assert manifest.num_rows == NUM_ROWS - 2
-
-
-def test_a_shard_whose_rows_are_all_excluded_is_a_file_without_batches(store: StoreWriter) -> None:
-    task = store.plan.tasks()[2]
-    excluded = [ExcludedRow(ordinal=i, example_id=f"train/{i}", reason="nan") for i in range(16, 20)]
-    record, _ = store.write_shard(task, [], excluded)
-    assert (record.num_rows, record.batches) == (0, ())
-    assert record.head.length + record.tail.length == record.num_bytes
-    assert pa.ipc.open_file(str(store.root / "data" / record.file)).read_all().num_rows == 0
-
-
-def test_an_excluded_row_of_another_shard_is_refused(store: StoreWriter) -> None:
-    task = store.plan.tasks()[0]
-    foreign = [ExcludedRow(ordinal=9, example_id="train/9", reason="nan")]
-    with pytest.raises(ShardContentError, match="lie outside the shard"):
-        store.write_shard(task, make_batches(store, task), foreign)
 
 
 def damage(store: StoreWriter, what: str) -> None:

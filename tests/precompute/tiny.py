@@ -14,7 +14,7 @@ from precompute.encode import encode_rows
 from precompute.store_writer import StoreWriter
 from schemas.plan import Plan, ShardTask, make_plan
 from schemas.records import StoreIdentity
-from schemas.rows import corpus_schema, hash_texts
+from tests.store_factory import make_table
 
 WORDS = ("the", "cat", "dog", "sat", "ran", "on", "mat", "##s", "big", "red", "a", "b", "c", "?", ".")
 LABELS = ("entailment", "not_entailment")
@@ -55,16 +55,7 @@ def make_texts(num_rows: int, seed: int = 0) -> list[tuple[str, str]]:
 
 def make_rows(num_rows: int, part: str = "train", seed: int = 0) -> pa.Table:
     """Returns a materialised corpus part of text pairs."""
-    texts = make_texts(num_rows, seed)
-    columns = [
-        pa.array(range(num_rows), pa.int64()),
-        pa.array([f"{part}/{i}" for i in range(num_rows)]),
-        pa.array([hash_texts(pair) for pair in texts], pa.binary(16)),
-        pa.array([pair[0] for pair in texts], pa.large_string()),
-        pa.array([pair[1] for pair in texts], pa.large_string()),
-        pa.array([i % 2 for i in range(num_rows)], pa.int32()),
-    ]
-    return pa.table(columns, schema=corpus_schema(2))
+    return make_table(make_texts(num_rows, seed), [i % 2 for i in range(num_rows)], part)
 
 
 def write_rows(rows: pa.Table, path: Path) -> Path:
@@ -102,3 +93,12 @@ def make_batches(store: StoreWriter, task: ShardTask, batch_rows: int = 3) -> li
     rows = store.plan.rows.slice(task.start, task.num_rows)
     logits_RC = np.stack([ordinals, -ordinals], axis=1).astype(np.float32)
     return list(encode_rows(rows, logits_RC, store.schema, batch_rows))
+
+
+def write_all(store: StoreWriter) -> None:
+    for task in store.plan.tasks():
+        store.write_shard(task, make_batches(store, task))
+
+
+def list_files(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
