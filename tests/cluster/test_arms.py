@@ -136,7 +136,9 @@ def test_a_golden_last_stage_has_the_golden_head_alone() -> None:
         {"kind": "pretrain", "corpus": "raw", "teachers": ["t1", "t2"]},
         {"kind": "finetune", "corpus": "train", "teachers": []},
     ]
-    first, last = stage_jobs(recipe(stages=stages, compare={"arms": []}), StudentRun("tmkd", 1), inputs(), Path("/s"))
+    first, last = stage_jobs(
+        recipe(stages=stages, compare={"arms": []}), StudentRun("tmkd", 1), inputs(), Path("/s")
+    )
     assert first.prediction_heads() == ("t1", "t2")
     assert (last.prediction_heads(), last.alpha) == (("golden",), 0.0)
 
