@@ -9,7 +9,6 @@ Invariants (tests/precompute/test_pool.py):
 
 from __future__ import annotations
 
-import errno
 import os
 import textwrap
 import traceback
@@ -20,15 +19,15 @@ from typing import Any, Literal, Protocol
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
+from precompute.disk import explain_os_error
 from precompute.queue import TeacherQueue
 from precompute.tasks import ShardJob, ShardReceipt, WorkerSpec
-from schemas.errors import ResourceError, TmkdError
+from schemas.errors import TmkdError, first_line
 
 # Ray restarts an actor by itself faster than a new one is placed; after that it is replaced.
 _MAX_RESTARTS = 2
 # Ray's reasons go on to list all that might have happened.
 _MAX_REASON = 160
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 Call = Literal["place", "load", "beat"] | ShardJob
 
@@ -194,10 +193,11 @@ class RemoteActor:
 
 def _describe_failure(error: Exception) -> Failure:
     trace = traceback.format_exc()
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return Failure(ResourceError(f"{error.filename or 'disk'}: {error.strerror}"), str(error), trace)
-    line = str(error).strip().splitlines() or [""]
-    summary = f"{type(error).__name__}: {line[0]}"
+    if isinstance(error, OSError):
+        refusal = explain_os_error(error, error.filename or "the file system")
+        if refusal is not None:
+            return Failure(refusal, str(error), trace)
+    summary = f"{type(error).__name__}: {first_line(error)}"
     return Failure(error if isinstance(error, TmkdError) else None, summary, trace)
 
 
