@@ -81,11 +81,6 @@ class RunDirectory:
         """Hashes of weight files, by path, size and time."""
         return self.out / "cache" / "weights.json"
 
-    @property
-    def token_cache(self) -> Path:
-        """The student's tokens, by corpus, tokenizer and maximum length."""
-        return self.out / "cache" / "tokens"
-
 
 def read_lock(directory: RunDirectory) -> StoresLock:
     """Reads the stores that a run may use.

@@ -50,11 +50,6 @@ class TeacherQueue:
         """The teacher's name."""
         return self.spec.teacher.name
 
-    @property
-    def num_startable(self) -> int:
-        """Actors worth starting: a surplus over the shards would have nothing to do."""
-        return min(self.num_actors, len(self.jobs))
-
 
 @dataclass(frozen=True, slots=True)
 class PoisonShard:

@@ -7,9 +7,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precompute.queue import ShardQueue, TeacherQueue
+from precompute.queue import ShardQueue
 from schemas.errors import TeacherError
-from tests.precompute.fake_workers import make_jobs, make_spec
+from tests.precompute.fake_workers import make_jobs
 
 JOBS = make_jobs(Path("/tmp"), 4)
 ERROR = TeacherError("bad", teacher="t", shard=0)
@@ -76,10 +76,6 @@ def test_a_job_that_was_put_back_takes_its_old_place() -> None:
     assert second is not None
     queue.put_back(first)
     assert queue.take(0.0) == first
-
-
-def test_a_surplus_of_actors_over_shards_is_not_startable() -> None:
-    assert TeacherQueue(make_spec("t"), JOBS, num_actors=9).num_startable == 4
 
 
 @settings(max_examples=60, deadline=None)
