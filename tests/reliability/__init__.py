@@ -1,0 +1,1 @@
+"""Faults and interruptions, enumerated, and what survived them."""
