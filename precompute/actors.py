@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
-from precompute.disk import explain_os_error
+from schemas.storage.os_errors import explain_os_error
 from precompute.queue import TeacherQueue
 from precompute.tasks import ShardJob, ShardReceipt, WorkerSpec
 from schemas.errors import TmkdError, first_line

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from precompute.disk import translated_os_errors
+from schemas.storage.os_errors import translated_os_errors
 from precompute.encode import shard_schema
 from precompute.near_miss import differing_fields
 from precompute.shard_file import ShardContent, read_back, write_batches

@@ -1,0 +1,1 @@
+"""Where a store's bytes lie: a local file system or an object store, behind one protocol."""
