@@ -109,35 +109,59 @@ def make_plan(corpus_rows: pa.Table, shard_rows: int) -> Plan:
     return Plan(rows, cut_rows(rows.num_rows, shard_rows), fingerprint)
 
 
-def write_plan(plan: Plan, path: Path) -> None:
-    """Writes ``plan.arrow`` atomically (Arrow IPC file, cut and fingerprint in its metadata)."""
+def encode_plan(plan: Plan) -> bytes:
+    """Returns the bytes of ``plan.arrow`` (Arrow IPC file, cut and fingerprint in its metadata)."""
     header = {"plan": PLAN_VERSION, "bounds": list(plan.bounds), "fingerprint": plan.fingerprint}
     table = plan.rows.replace_schema_metadata({_METADATA_KEY: json.dumps(header).encode()})
     sink = pa.BufferOutputStream()
     writer = pa.ipc.new_file(sink, table.schema)
     writer.write_table(table)
     writer.close()
-    replace_file(path, sink.getvalue().to_pybytes())
+    return sink.getvalue().to_pybytes()
 
 
-def read_plan(path: Path, *, expected_hash: str | None = None) -> Plan:
-    """Reads ``plan.arrow`` and checks that rows and cut match their fingerprint.
+def parse_plan(data: pa.Buffer | bytes, *, source: str, expected_hash: str | None = None) -> Plan:
+    """Parses what ``encode_plan`` wrote and checks that rows and cut match their fingerprint.
+
+    Args:
+        data: The file's bytes; a buffer is not copied.
+        source: What errors call it, such as its path.
+        expected_hash: Plan hash that it must have.
 
     Raises:
-        DataError: The file is missing, malformed, or not the plan with ``expected_hash``.
+        DataError: The bytes are malformed, or not the plan with ``expected_hash``.
     """
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
         header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         bounds = tuple(int(bound) for bound in header["bounds"])
         rows = table.replace_schema_metadata(None).cast(_SCHEMA)
         fingerprint = fingerprint_columns(rows.column("example_id"), rows.column("text_hash"))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a plan ({error})") from error
+        raise DataError(f"{source}: cannot be read as a plan ({error})") from error
     ascending = all(low < high for low, high in itertools.pairwise(bounds))
     if not bounds or bounds[0] != 0 or bounds[-1] != rows.num_rows or not ascending:
-        raise DataError(f"{path}: shard bounds do not cover the plan's {rows.num_rows} rows")
+        raise DataError(f"{source}: shard bounds do not cover the plan's {rows.num_rows} rows")
     plan = Plan(rows, bounds, fingerprint)
     if expected_hash is not None and plan.plan_hash != expected_hash:
-        raise DataError(f"{path}: plan hash is {plan.plan_hash[:16]}, expected {expected_hash[:16]}")
+        raise DataError(f"{source}: plan hash is {plan.plan_hash[:16]}, expected {expected_hash[:16]}")
     return plan
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Writes ``plan.arrow`` atomically."""
+    replace_file(path, encode_plan(plan))
+
+
+def read_plan(path: Path, *, expected_hash: str | None = None) -> Plan:
+    """Maps ``plan.arrow`` and parses it.
+
+    Raises:
+        DataError: The file is missing, malformed, or not the plan with ``expected_hash``.
+    """
+    try:
+        with pa.memory_map(str(path)) as file:
+            data = file.read_buffer()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read as a plan ({error})") from error
+    return parse_plan(data, source=str(path), expected_hash=expected_hash)
