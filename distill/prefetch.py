@@ -1,12 +1,17 @@
 """Items made ahead of time by one background thread.
 
+One thread, not several: a step is a few small numpy calls, which the interpreter's lock lets run one
+after another. On two cores two threads that took steps in turn made 0.3 to 0.8 times as many rows a
+second as reading without a thread did (400,000 in batches of 32, a million in batches of 256).
+
 Invariants (tests/distill/test_loader.py):
     1. Items come in order; an exception of the source is raised where its item would have come.
-    2. At most ``depth`` items wait; leaving the ``with`` block ends the thread.
+    2. At most ``depth`` items wait; leaving the ``with`` block ends the thread, at once where it waits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator
@@ -68,6 +73,10 @@ class Prefetch(Generic[Item]):
         """Ends the thread; items that wait are lost."""
         self._ended = True
         self._stopped.set()
+        # A full queue holds the thread up; taking the items out lets it see at once that it is to end.
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
         self._thread.join()
 
     def _fill(self) -> None:
@@ -86,5 +95,5 @@ class Prefetch(Generic[Item]):
                 self._queue.put(item, timeout=_POLL_S)
             except queue.Full:
                 continue
-            return True
+            return not self._stopped.is_set()
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -193,6 +194,25 @@ def test_prefetching_stops_at_its_depth_and_its_thread_ends_when_closed() -> Non
         assert len(made) == 6
     assert not _prefetch_threads()
     assert list(items) == []
+
+
+def test_closing_does_not_wait_for_a_thread_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.prefetch._POLL_S", 30.0)
+    made: list[int] = []
+
+    def count() -> Iterator[int]:
+        for number in itertools.count():
+            made.append(number)
+            yield number
+
+    items = Prefetch(count(), depth=1)
+    while len(made) < 2:
+        threading.Event().wait(0.005)
+    began_s = time.monotonic()
+    items.close()
+    assert time.monotonic() - began_s < 10
+    assert len(made) == 2
+    assert not _prefetch_threads()
 
 
 def test_a_loader_left_early_leaves_no_thread(joined: JoinedCorpus) -> None:
