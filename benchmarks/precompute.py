@@ -105,7 +105,7 @@ class Bench:
                 ended = time.perf_counter()
 
         settings = StoreSettings(
-            root=self.scratch / f"stores-{part.corpus}-{number}",
+            root=str(self.scratch / f"stores-{part.corpus}-{number}"),
             hash_cache=self.scratch / "hashes.json",
             options=self.options,
         )

@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -23,24 +24,25 @@ from rich.text import Text
 
 from distill.shard_file import ShardFile
 from distill.store_reader import LogitStore
-from schemas.digest import hash_file
 from schemas.errors import DamagedStoreError, DataError, TmkdError
-from schemas.plan import Plan, read_plan
+from schemas.plan import Plan
 from schemas.recipe import Frozen
 from schemas.records import (
     COMMIT_DIRECTORY,
     DATA_DIRECTORY,
     LOCK_FILE,
-    MANIFEST_FILE,
-    PLAN_FILE,
+    MAX_COMMIT_BYTES,
     STORE_FILE,
     CommitRecord,
-    Manifest,
     StoreIdentity,
     StoresLock,
+    parse_record,
     read_record,
 )
 from schemas.rows import classification_schema, fingerprint_rows
+from schemas.storage.location import is_local, list_locations, normal_location, open_storage
+from schemas.storage.storage import StoreSource
+from schemas.store_files import has_file, list_data, load_commits, load_identity, load_manifest, load_plan
 
 _PIPE_WIDTH = 120
 _SHOWN_PROBLEMS = 5
@@ -78,17 +80,20 @@ class ListedStore(Frozen):
     problem: str | None = None
 
 
-def list_stores(root: Path) -> list[ListedStore]:
+def list_stores(root: str | Path) -> list[ListedStore]:
     """Lists the stores directly below ``root`` (or ``root`` itself, if it is one), ordered by name.
 
     Raises:
         DataError: There is no such directory.
     """
-    if not root.is_dir():
+    location = normal_location(root)
+    if is_local(location) and not Path(location).is_dir():
         raise DataError(f"{root}: there is no such directory of stores; name one, such as runs/stores")
-    candidates = [root] if (root / STORE_FILE).exists() else sorted(root.iterdir())
-    runs = _find_runs(root.absolute().parent)
-    listed = [_list_store(path, runs) for path in candidates if (path / STORE_FILE).exists()]
+    candidates = [open_storage(location)]
+    if not has_file(candidates[0], STORE_FILE):
+        candidates = [open_storage(below) for below in list_locations(location)]
+    runs = _find_runs(Path(location).parent) if is_local(location) else {}
+    listed = [_list_store(source, runs) for source in candidates if has_file(source, STORE_FILE)]
     return sorted(listed, key=lambda store: (store.corpus, store.part, store.teacher, store.path))
 
 
@@ -125,7 +130,7 @@ def print_stores(stores: Sequence[ListedStore], console: Console | None = None) 
     console.print(table)
 
 
-def inspect_store(root: Path, num_ids: int = 0) -> dict[str, Any]:
+def inspect_store(root: str | Path, num_ids: int = 0) -> dict[str, Any]:
     """Describes one store from its records alone; no data file is read.
 
     Args:
@@ -136,14 +141,15 @@ def inspect_store(root: Path, num_ids: int = 0) -> dict[str, Any]:
         DataError: There is no store.
         DamagedStoreError: A record or the plan does not match its digest.
     """
-    identity = _read_identity(root)
-    plan = _read_plan(root, identity)
-    records = _committed(root)
-    manifest = _read_manifest(root)
+    source = open_storage(root)
+    identity = load_identity(source)
+    plan = load_plan(source, identity.plan_hash)
+    records = [commit.record for commit in load_commits(source).values()]
+    manifest = load_manifest(source)
     excluded = [row for record in records for row in record.excluded]
     schema = classification_schema(len(identity.native_labels))
     described: dict[str, Any] = {
-        "path": str(root.absolute()),
+        "path": source.root,
         "is_complete": manifest is not None,
         **identity.model_dump(mode="json"),
         "num_rows_planned": plan.num_rows,
@@ -161,7 +167,7 @@ def inspect_store(root: Path, num_ids: int = 0) -> dict[str, Any]:
     return described
 
 
-def verify_store(root: Path, *, deep: bool = False) -> dict[str, Any]:
+def verify_store(root: str | Path, *, deep: bool = False) -> dict[str, Any]:
     """Verifies a finished store: every record's digest, and every data file's size, head and tail.
 
     Args:
@@ -177,18 +183,19 @@ def verify_store(root: Path, *, deep: bool = False) -> dict[str, Any]:
         IncompleteStoreError: It is not finished.
         DamagedStoreError: Something does not match; all damaged shards are named.
     """
-    identity = _read_identity(root)
-    plan, records = _read_bound_records(root, identity)
+    source = open_storage(root)
+    identity = load_identity(source)
+    plan, records = _read_bound_records(source, identity)
     problems = []
     for record in records:
         try:
-            _verify_shard(root, identity, plan, record, deep=deep)
+            _verify_shard(source, identity, plan, record, deep=deep)
         except DamagedStoreError as error:
             problems.append(error)
     if problems:
-        _raise_all(root, problems, len(records))
+        _raise_all(source.root, problems, len(records))
     return {
-        "store": str(root.absolute()),
+        "store": source.root,
         "deep": deep,
         "num_shards": len(records),
         "num_rows": sum(record.num_rows for record in records),
@@ -196,32 +203,39 @@ def verify_store(root: Path, *, deep: bool = False) -> dict[str, Any]:
     }
 
 
-def _read_bound_records(root: Path, identity: StoreIdentity) -> tuple[Plan, tuple[CommitRecord, ...]]:
+def _read_bound_records(
+    source: StoreSource, identity: StoreIdentity
+) -> tuple[Plan, tuple[CommitRecord, ...]]:
     """Reads the records that the manifest binds, past damage that is confined to data files."""
     try:
-        store = LogitStore.open(root)
+        store = LogitStore.open(source.root)
     except DamagedStoreError as error:
         if error.shard is None:
             raise
     else:
         return store.plan, store.records
-    manifest = read_record(root / MANIFEST_FILE, Manifest, store=root)
+    manifest = load_manifest(source)
     records = [
-        read_record(root / COMMIT_DIRECTORY / s.record, CommitRecord, store=root) for s in manifest.shards
+        parse_record(
+            source.read(f"{COMMIT_DIRECTORY}/{shard.record}", max_bytes=MAX_COMMIT_BYTES),
+            CommitRecord,
+            store=source.root,
+            name=shard.record,
+        )
+        for shard in (manifest.shards if manifest else ())
     ]
-    return _read_plan(root, identity), tuple(records)
+    return load_plan(source, identity.plan_hash), tuple(records)
 
 
 def _verify_shard(
-    root: Path, identity: StoreIdentity, plan: Plan, record: CommitRecord, *, deep: bool
+    source: StoreSource, identity: StoreIdentity, plan: Plan, record: CommitRecord, *, deep: bool
 ) -> None:
-    file = ShardFile(root, record, len(identity.native_labels), verify=True)
+    file = ShardFile(source, record, len(identity.native_labels), verify=True)
     if not deep:
         return
-    try:
-        digest = hash_file(root / DATA_DIRECTORY / record.file)
-    except OSError as error:
-        raise file.damage(f"cannot be read ({error.strerror})") from error
+    digest = hashlib.sha256(
+        source.map_file(f"{DATA_DIRECTORY}/{record.file}", sha256=record.sha256)
+    ).hexdigest()
     ids: list[str] = []
     hashes: list[bytes] = []
     for position in range(len(record.batches)):
@@ -242,7 +256,7 @@ def _verify_shard(
         raise file.damage("holds other rows than the plan")
 
 
-def _raise_all(root: Path, problems: Sequence[DamagedStoreError], num_shards: int) -> None:
+def _raise_all(root: str, problems: Sequence[DamagedStoreError], num_shards: int) -> None:
     prefix = f"store {root}, "
     shown = "; ".join(problem.message.removeprefix(prefix) for problem in problems[:_SHOWN_PROBLEMS])
     more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
@@ -256,10 +270,10 @@ def _raise_all(root: Path, problems: Sequence[DamagedStoreError], num_shards: in
     ) from first
 
 
-def _list_store(path: Path, runs: dict[str, list[str]]) -> ListedStore:
-    found: dict[str, Any] = {"path": str(path), "runs": tuple(runs.get(str(path.resolve()), ()))}
+def _list_store(source: StoreSource, runs: dict[str, list[str]]) -> ListedStore:
+    found: dict[str, Any] = {"path": source.root, "runs": tuple(runs.get(_resolve_one(source.root), ()))}
     try:
-        identity = _read_identity(path)
+        identity = load_identity(source)
         found |= {
             "teacher": identity.teacher,
             "corpus": identity.corpus,
@@ -268,9 +282,11 @@ def _list_store(path: Path, runs: dict[str, list[str]]) -> ListedStore:
             "plan_hash": identity.plan_hash,
             "generation_hash": identity.generation_hash,
             "produced_by": identity.produced_by,
-            "num_bytes": sum(file.stat().st_size for file in (path / DATA_DIRECTORY).glob("s*.arrow")),
+            "num_bytes": sum(
+                file.num_bytes for name, file in list_data(source).items() if name.endswith(".arrow")
+            ),
         }
-        manifest = _read_manifest(path)
+        manifest = load_manifest(source)
         if manifest is not None:
             found |= {
                 "num_rows": manifest.num_rows,
@@ -280,14 +296,14 @@ def _list_store(path: Path, runs: dict[str, list[str]]) -> ListedStore:
                 "is_complete": True,
             }
         else:
-            records = _committed(path)
+            records = [commit.record for commit in load_commits(source).values()]
             found |= {
                 "num_rows": sum(record.num_rows for record in records),
                 "num_committed": len(records),
                 "num_excluded": sum(len(record.excluded) for record in records),
-                "num_shards": _read_plan(path, identity).num_shards,
+                "num_shards": load_plan(source, identity.plan_hash).num_shards,
             }
-    except (TmkdError, OSError) as error:
+    except TmkdError as error:
         found["problem"] = f"damaged: {error}"
     return ListedStore.model_validate(found)
 
@@ -295,35 +311,6 @@ def _list_store(path: Path, runs: dict[str, list[str]]) -> ListedStore:
 def _policy_of(identity: StoreIdentity) -> str:
     keep = identity.generation.get("keep", "dense")
     return str(keep.get("kind", "?")) if isinstance(keep, dict) else str(keep)
-
-
-def _read_identity(root: Path) -> StoreIdentity:
-    if not (root / STORE_FILE).exists():
-        raise DataError(f"{root}: is no store, it has no {STORE_FILE}; see `tmkd store ls`")
-    return read_record(root / STORE_FILE, StoreIdentity, store=root)
-
-
-def _read_plan(root: Path, identity: StoreIdentity) -> Plan:
-    try:
-        return read_plan(root / PLAN_FILE, expected_hash=identity.plan_hash)
-    except DataError as error:
-        raise DamagedStoreError(error.message, store=root) from error
-
-
-def _read_manifest(root: Path) -> Manifest | None:
-    if not (root / MANIFEST_FILE).exists():
-        return None
-    return read_record(root / MANIFEST_FILE, Manifest, store=root)
-
-
-def _committed(root: Path) -> list[CommitRecord]:
-    """Reads the commit records that count: of each shard the highest revision."""
-    latest: dict[int, CommitRecord] = {}
-    for path in sorted((root / COMMIT_DIRECTORY).glob("s*.r*.json")):
-        record = read_record(path, CommitRecord, store=root)
-        if record.shard not in latest or latest[record.shard].revision < record.revision:
-            latest[record.shard] = record
-    return [latest[shard] for shard in sorted(latest)]
 
 
 def _find_runs(out: Path) -> dict[str, list[str]]:
@@ -342,4 +329,8 @@ def _find_runs(out: Path) -> dict[str, list[str]]:
 
 
 def _resolve(roots: Iterable[str]) -> set[str]:
-    return {str(Path(root).resolve()) for root in roots}
+    return {_resolve_one(root) for root in roots}
+
+
+def _resolve_one(root: str) -> str:
+    return str(Path(root).resolve()) if is_local(root) else root

@@ -16,10 +16,12 @@ from cluster.run_directory import RunDirectory
 from precompute.corpus import MaterialisedPart, materialise_corpus
 from schemas.digest import DocumentError, read_document, write_document
 from schemas.errors import DataError, RefusedError
-from schemas.plan import make_plan, read_plan
+from schemas.plan import make_plan
 from schemas.recipe import Recipe
-from schemas.records import PLAN_FILE, LockedPart, StoresLock
+from schemas.records import LockedPart, StoresLock
 from schemas.rows import open_rows
+from schemas.storage.location import open_storage
+from schemas.store_files import load_identity, load_plan
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def plan_corpora(recipe: Recipe, directory: RunDirectory) -> dict[str, PlannedCo
 
 
 def locked_parts(
-    parts: tuple[MaterialisedPart, ...], shard_rows: int, stores: Mapping[tuple[str, str, str], Path]
+    parts: tuple[MaterialisedPart, ...], shard_rows: int, stores: Mapping[tuple[str, str, str], str]
 ) -> tuple[LockedPart, ...]:
     """Describes parts as ``distill`` reads them.
 
@@ -91,7 +93,7 @@ def check_locked(planned: Mapping[str, PlannedCorpus], lock: StoresLock) -> None
 
 
 def _lock_part(
-    part: MaterialisedPart, shard_rows: int, stores: Mapping[tuple[str, str, str], Path]
+    part: MaterialisedPart, shard_rows: int, stores: Mapping[tuple[str, str, str], str]
 ) -> LockedPart:
     roots = {
         teacher: root
@@ -99,7 +101,8 @@ def _lock_part(
         if (corpus, name) == (part.corpus, part.part)
     }
     if roots:
-        plan = read_plan(next(iter(roots.values())) / PLAN_FILE)
+        source = open_storage(next(iter(roots.values())))
+        plan = load_plan(source, load_identity(source).plan_hash)
         shard_rows = plan.bounds[1]
     else:
         plan = make_plan(open_rows(part.rows_path), shard_rows)
@@ -111,7 +114,7 @@ def _lock_part(
         shard_rows=shard_rows,
         rows=str(part.rows_path),
         labels_hash=part.labels_hash,
-        stores={teacher: str(root) for teacher, root in roots.items()},
+        stores=roots,
     )
 
 

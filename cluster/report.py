@@ -23,7 +23,7 @@ from cluster.curves import Curve, read_student_curves, read_teacher_curves
 from cluster.report_charts import draw_curves, draw_reliabilities, shade, strip_axis, strip_of
 from cluster.summary import find_student, summarise
 from schemas.digest import DocumentError, read_document, replace_file
-from schemas.errors import DataError
+from schemas.errors import DataError, ResourceError
 from schemas.evaluation import EVALUATION_FILE, RunEvaluation, read_evaluation
 from schemas.records import LOCK_FILE, StoresLock, read_record
 
@@ -127,7 +127,7 @@ def _list_run_stores(run_dir: Path) -> list[ListedStore]:
     for corpus, parts in lock.corpora.items():
         for part in parts:
             for teacher, root in part.stores.items():
-                found = list_stores(Path(root)) if Path(root).is_dir() else []
+                found = _list_one(root)
                 gone = ListedStore(
                     path=root,
                     teacher=teacher,
@@ -138,6 +138,14 @@ def _list_run_stores(run_dir: Path) -> list[ListedStore]:
                 )
                 listed += found or [gone]
     return listed
+
+
+def _list_one(root: str) -> list[ListedStore]:
+    try:
+        return list_stores(root)
+    except (DataError, ResourceError):
+        # Gone, or out of reach from here.
+        return []
 
 
 def _read_timings(path: Path) -> list[dict[str, Any]]:

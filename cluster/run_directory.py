@@ -8,6 +8,7 @@ from pathlib import Path
 from schemas.errors import DataError
 from schemas.recipe import Recipe
 from schemas.records import LOCK_FILE, StoresLock, read_record
+from schemas.storage.location import normal_location
 
 
 @dataclass(frozen=True)
@@ -17,18 +18,18 @@ class RunDirectory:
     Attributes:
         out: Root that all runs share.
         run: Directory of this run.
-        stores: Root of the logit stores.
+        stores: Location of the logit stores: a directory or a URL.
     """
 
     out: Path
     run: Path
-    stores: Path
+    stores: str
 
     @classmethod
     def of(cls, recipe: Recipe) -> RunDirectory:
         """Returns the layout of a recipe's run; creates nothing."""
         out = Path(recipe.out).expanduser().absolute()
-        stores = Path(recipe.store.root).expanduser().absolute() if recipe.store.root else out / "stores"
+        stores = normal_location(recipe.store.root or out / "stores")
         return cls(out, out / recipe.name, stores)
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,12 +12,12 @@ store_app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
-StoreArgument = Annotated[Path, typer.Argument(help="A store's root.")]
+StoreArgument = Annotated[str, typer.Argument(help="A store's root: a directory or a URL.")]
 
 
 @store_app.command("ls")
 def ls(
-    root: Annotated[Path, typer.Argument(help="A directory of stores.")] = Path("runs/stores"),
+    root: Annotated[str, typer.Argument(help="A directory of stores, or its URL.")] = "runs/stores",
     as_json: JsonOption = False,
 ) -> None:
     """Lists the stores below a root."""

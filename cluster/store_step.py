@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 
 from cluster.arms import used_teachers
 from cluster.planning import PlannedCorpus
@@ -18,7 +17,7 @@ from precompute.stores import StoreKey, StoreRequest, StoreSettings, make_stores
 
 def make_run_stores(
     run: Run, planned: Mapping[str, PlannedCorpus], models: Mapping[str, TeacherModel]
-) -> dict[StoreKey, Path]:
+) -> dict[StoreKey, str]:
     """Makes the stores that the recipe's students and its evaluation need.
 
     Args:

@@ -12,7 +12,6 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +19,11 @@ import pyarrow as pa
 import xxhash
 
 from distill.column_view import view_bytes, view_numbers
-from schemas.errors import DamagedStoreError, ResourceError
+from schemas.errors import DamagedStoreError
 from schemas.records import DATA_DIRECTORY, BatchRecord, CommitRecord
 from schemas.rows import classification_schema
+from schemas.storage.storage import StoreSource
+from schemas.store_files import repair_advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class ShardFile:
     """A mapped shard file.
 
     Args:
-        root: Root of the store.
+        source: Storage of the store.
         record: The shard's commit record; it is trusted (its own digest was checked).
         num_labels: C.
         verify: Whether hashes are checked.
@@ -56,11 +57,10 @@ class ShardFile:
         ResourceError: The file may not be read.
     """
 
-    def __init__(self, root: Path, record: CommitRecord, num_labels: int, *, verify: bool) -> None:
-        self._root = root
+    def __init__(self, source: StoreSource, record: CommitRecord, num_labels: int, *, verify: bool) -> None:
+        self._source = source
         self._record = record
         self._verify = verify
-        self._path = root / DATA_DIRECTORY / record.file
         self._buffer = self._map()
         self._checked: dict[int, BatchColumns] = {}
         self._schema = self._read_schema(num_labels)
@@ -82,25 +82,20 @@ class ShardFile:
     ) -> DamagedStoreError:
         """Returns an error that names this shard."""
         return DamagedStoreError(
-            f"{DATA_DIRECTORY}/{self._record.file}: {message}; "
-            "delete the store and run `tmkd precompute` again",
-            store=self._root,
+            f"{DATA_DIRECTORY}/{self._record.file}: {message}; {repair_advice(self._source.root)}",
+            store=self._source.root,
             shard=self._record.shard,
             batch=batch,
             offset=offset,
         )
 
     def _map(self) -> pa.Buffer:
+        record = self._record
+        name = f"{DATA_DIRECTORY}/{record.file}"
         try:
-            # The buffer keeps the map alive; the file descriptor is closed here.
-            with pa.memory_map(str(self._path)) as source:
-                buffer = source.read_buffer()
+            buffer = self._source.map_file(name, num_bytes=record.num_bytes, sha256=record.sha256)
         except FileNotFoundError as error:
             raise self.damage("is missing") from error
-        except PermissionError as error:
-            raise ResourceError(f"{self._path}: no permission to read it") from error
-        except OSError as error:
-            raise self.damage(f"cannot be mapped ({error})") from error
         if buffer.size != self._record.num_bytes:
             raise self.damage(
                 f"has {buffer.size} bytes, its commit record says {self._record.num_bytes}",
@@ -128,11 +123,17 @@ class ShardFile:
 
     def _check(self, name: str, region: BatchRecord, batch: int | None) -> pa.Buffer:
         data = self._buffer.slice(region.offset, region.length)
-        if self._verify and xxhash.xxh3_64_hexdigest(data) != region.xxh3:
-            raise self.damage(
-                f"the bytes of its {name} do not match their hash", batch=batch, offset=region.offset
-            )
-        return data
+        if not self._verify or xxhash.xxh3_64_hexdigest(data) == region.xxh3:
+            return data
+        if self._source.discard_copy(self._record.sha256):
+            # The local copy of a remote file went bad after it was mapped; the file itself may be whole.
+            self._buffer = self._map()
+            data = self._buffer.slice(region.offset, region.length)
+            if xxhash.xxh3_64_hexdigest(data) == region.xxh3:
+                return data
+        raise self.damage(
+            f"the bytes of its {name} do not match their hash", batch=batch, offset=region.offset
+        )
 
     def _decode(self, index: int) -> BatchColumns:
         region = self._record.batches[index]

@@ -21,22 +21,27 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.shard_file import BatchColumns, ShardFile
-from schemas.digest import DocumentError, decode_document, hash_file
-from schemas.errors import DamagedStoreError, DataError, IncompleteStoreError, RefusedError, ResourceError
-from schemas.plan import Plan, read_plan
+from schemas.digest import DocumentError, decode_document
+from schemas.errors import DamagedStoreError, DataError, IncompleteStoreError, RefusedError
+from schemas.plan import Plan
 from schemas.records import (
     COMMIT_DIRECTORY,
     FORMAT_VERSION,
     MANIFEST_FILE,
-    PLAN_FILE,
+    MAX_COMMIT_BYTES,
+    MAX_IDENTITY_BYTES,
+    MAX_MANIFEST_BYTES,
     STORE_FILE,
     CommitRecord,
     Manifest,
-    ManifestShard,
     StoreIdentity,
     parse_record,
 )
 from schemas.rows import TEXT_HASH_BYTES
+from schemas.storage.location import is_local, open_storage
+from schemas.storage.reading import read_files
+from schemas.storage.storage import StoreSource
+from schemas.store_files import check_data_file, list_data, load_plan
 
 MAX_MAPPED_SHARDS = 256
 """Maps kept at once; an evicted shard is mapped and checked again when it is next touched."""
@@ -48,7 +53,7 @@ class LogitStore:
     """One teacher's logits over one corpus part. Use ``LogitStore.open``.
 
     Attributes:
-        root: The store's directory.
+        root: The store's location: a directory or a URL.
         identity: What the store is.
         plan: Rows and cut of the part.
         records: The commit record of each shard.
@@ -57,14 +62,15 @@ class LogitStore:
 
     def __init__(
         self,
-        root: Path,
+        source: StoreSource,
         identity: StoreIdentity,
         plan: Plan,
         records: tuple[CommitRecord, ...],
         *,
         verify: bool,
     ) -> None:
-        self.root = root
+        self.root = source.root
+        self._source = source
         self.identity = identity
         self.plan = plan
         self.records = records
@@ -83,30 +89,34 @@ class LogitStore:
         """Opens a finished store.
 
         Args:
-            root: The store's directory.
-            verify: Check the hashes of shard files: head and tail of each now, a record batch when
-                it is first touched. JSON records and the plan are always checked.
+            root: The store's directory, or its URL.
+            verify: Check the hashes of shard files: head and tail of each when it is mapped (a local
+                one's now), a record batch when it is first touched. JSON records and the plan are
+                always checked, and that each data file is there with its size.
 
         Raises:
             IncompleteStoreError: There is no manifest.
             DamagedStoreError: A file is missing, truncated, or does not match its hash.
             RefusedError: The store has another format version.
-            ResourceError: A file may not be read.
+            ResourceError: A file may not be read, or the object store cannot be reached.
         """
-        path = Path(root)
-        if not path.is_dir():
-            raise DataError(f"store {path}: there is no such directory")
-        manifest_data = _read_bytes(path, MANIFEST_FILE)
-        _check_version(manifest_data, path, MANIFEST_FILE)
-        manifest = parse_record(manifest_data, Manifest, store=path, name=MANIFEST_FILE)
-        store_data = _read_bytes(path, STORE_FILE, sha256=manifest.store_sha256)
-        identity = parse_record(store_data, StoreIdentity, store=path, name=STORE_FILE)
-        plan = _read_plan(path, manifest)
-        records = tuple(_read_commit(path, shard) for shard in manifest.shards)
-        _check_binding(path, manifest, identity, plan, records)
-        store = cls(path, identity, plan, records, verify=verify)
-        for shard in range(len(records)):
-            store.shard_file(shard)
+        source = open_storage(root)
+        if is_local(source.root) and not Path(source.root).is_dir():
+            raise DataError(f"store {source.root}: there is no such directory")
+        manifest_data = _read_manifest(source)
+        _check_version(manifest_data, source.root, MANIFEST_FILE)
+        manifest = parse_record(manifest_data, Manifest, store=source.root, name=MANIFEST_FILE)
+        identity = _read_identity(source, manifest)
+        plan = load_plan(source, manifest.plan_hash, sha256=manifest.plan_sha256)
+        records = _read_commits(source, manifest)
+        _check_binding(source.root, manifest, identity, plan, records)
+        files = list_data(source)
+        for record in records:
+            check_data_file(source, record, files)
+        store = cls(source, identity, plan, records, verify=verify)
+        if source.is_local:
+            for shard in range(len(records)):
+                store.shard_file(shard)
         return store
 
     @property
@@ -168,7 +178,7 @@ class LogitStore:
         """Returns a shard's mapped file, mapping and checking it if it is not mapped."""
         file = self._mapped.get(shard)
         if file is None:
-            file = ShardFile(self.root, self.records[shard], self.num_labels, verify=self._verify)
+            file = ShardFile(self._source, self.records[shard], self.num_labels, verify=self._verify)
             self._mapped[shard] = file
             if len(self._mapped) > MAX_MAPPED_SHARDS:
                 self._mapped.popitem(last=False)
@@ -206,38 +216,41 @@ def _sorted_ordinals(records: tuple[CommitRecord, ...]) -> Rows:
     return np.array(sorted(row.ordinal for record in records for row in record.excluded), np.int64)
 
 
-def _read_bytes(root: Path, name: str, *, sha256: str | None = None) -> bytes:
+def _read_manifest(source: StoreSource) -> bytes:
     try:
-        data = (root / name).read_bytes()
+        return source.read(MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
     except FileNotFoundError as error:
-        if name == MANIFEST_FILE:
-            raise IncompleteStoreError(root) from error
-        raise DamagedStoreError(f"{name} is missing", store=root) from error
-    except PermissionError as error:
-        raise ResourceError(f"{root / name}: no permission to read it") from error
-    except OSError as error:
-        raise DamagedStoreError(f"{name} cannot be read ({error.strerror})", store=root) from error
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise IncompleteStoreError(source.root) from error
+
+
+def _read_identity(source: StoreSource, manifest: Manifest) -> StoreIdentity:
+    try:
+        data = source.read(STORE_FILE, max_bytes=MAX_IDENTITY_BYTES)
+    except FileNotFoundError as error:
+        raise DamagedStoreError(f"{STORE_FILE} is missing", store=source.root) from error
+    _check_hash(source.root, STORE_FILE, data, manifest.store_sha256)
+    return parse_record(data, StoreIdentity, store=source.root, name=STORE_FILE)
+
+
+def _read_commits(source: StoreSource, manifest: Manifest) -> tuple[CommitRecord, ...]:
+    names = [f"{COMMIT_DIRECTORY}/{shard.record}" for shard in manifest.shards]
+    try:
+        found = read_files(source, names, max_bytes=MAX_COMMIT_BYTES)
+    except FileNotFoundError as error:
+        raise DamagedStoreError(f"{error} is missing", store=source.root) from error
+    records = []
+    for shard, name, data in zip(manifest.shards, names, found, strict=True):
+        _check_hash(source.root, name, data, shard.record_sha256)
+        records.append(parse_record(data, CommitRecord, store=source.root, name=name))
+    return tuple(records)
+
+
+def _check_hash(root: str, name: str, data: bytes, sha256: str) -> None:
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise DamagedStoreError(f"{name} does not match its hash", store=root)
-    return data
 
 
-def _read_plan(root: Path, manifest: Manifest) -> Plan:
-    try:
-        digest = hash_file(root / PLAN_FILE)
-    except FileNotFoundError as error:
-        raise DamagedStoreError(f"{PLAN_FILE} is missing", store=root) from error
-    except PermissionError as error:
-        raise ResourceError(f"{root / PLAN_FILE}: no permission to read it") from error
-    if digest != manifest.plan_sha256:
-        raise DamagedStoreError(f"{PLAN_FILE} does not match its hash", store=root)
-    try:
-        return read_plan(root / PLAN_FILE, expected_hash=manifest.plan_hash)
-    except DataError as error:
-        raise DamagedStoreError(error.message, store=root) from error
-
-
-def _check_version(data: bytes, root: Path, name: str) -> None:
+def _check_version(data: bytes, root: str, name: str) -> None:
     try:
         version = decode_document(data).get("format")
     except DocumentError as error:
@@ -249,14 +262,8 @@ def _check_version(data: bytes, root: Path, name: str) -> None:
         )
 
 
-def _read_commit(root: Path, shard: ManifestShard) -> CommitRecord:
-    name = f"{COMMIT_DIRECTORY}/{shard.record}"
-    data = _read_bytes(root, name, sha256=shard.record_sha256)
-    return parse_record(data, CommitRecord, store=root, name=name)
-
-
 def _check_binding(
-    root: Path, manifest: Manifest, identity: StoreIdentity, plan: Plan, records: tuple[CommitRecord, ...]
+    root: str, manifest: Manifest, identity: StoreIdentity, plan: Plan, records: tuple[CommitRecord, ...]
 ) -> None:
     """Checks that manifest, identity, plan and records describe one store, whole."""
     owners = {(record.plan_hash, record.generation_hash) for record in records}
@@ -272,7 +279,7 @@ def _check_binding(
         raise DamagedStoreError("the manifest's number of rows is not that of its shards", store=root)
 
 
-def _check_record(root: Path, record: CommitRecord) -> None:
+def _check_record(root: str, record: CommitRecord) -> None:
     offset = 0
     for region in record.regions():
         if region.offset != offset:

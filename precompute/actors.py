@@ -19,10 +19,10 @@ from typing import Any, Literal, Protocol
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
-from schemas.storage.os_errors import explain_os_error
 from precompute.queue import TeacherQueue
 from precompute.tasks import ShardJob, ShardReceipt, WorkerSpec
 from schemas.errors import TmkdError, first_line
+from schemas.storage.os_errors import explain_os_error
 
 # Ray restarts an actor by itself faster than a new one is placed; after that it is replaced.
 _MAX_RESTARTS = 2

@@ -22,11 +22,11 @@ import pyarrow.compute as pc
 from datasets.exceptions import DatasetsError
 
 from precompute.corpus_rows import PartRows, SourceTable, arrange_rows
-from schemas.storage.os_errors import translated_os_errors
 from precompute.materialised import CORPORA_DIRECTORY, MaterialisedPart, PartOrigin, write_part
 from precompute.pydocqa import build_pairs
 from schemas.errors import CorpusError, ResourceError, first_line
 from schemas.recipe import Corpus, FilePart, HubPart, Part, PydocqaPart
+from schemas.storage.os_errors import translated_os_errors
 
 __all__ = ["MaterialisedPart", "materialise_corpus"]
 

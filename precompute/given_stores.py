@@ -9,7 +9,6 @@ Invariants (tests/precompute/test_stores.py):
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from precompute.materialised import MaterialisedPart
 from precompute.store_writer import StoreWriter
@@ -17,6 +16,8 @@ from schemas.errors import DataError, IncompleteStoreError, RefusedError
 from schemas.plan import Plan
 from schemas.recipe import Teacher
 from schemas.records import MANIFEST_FILE, STORE_FILE
+from schemas.storage.location import normal_location, open_storage
+from schemas.store_files import has_file
 
 PartKey = tuple[str, str]
 """Corpus and part."""
@@ -34,10 +35,11 @@ def open_given_stores(teacher: Teacher) -> dict[str, StoreWriter]:
     """
     found: dict[str, StoreWriter] = {}
     for name in teacher.stores or ():
-        root = Path(name).expanduser().absolute()
-        if not (root / STORE_FILE).exists():
+        root = normal_location(name)
+        source = open_storage(root)
+        if not has_file(source, STORE_FILE):
             raise DataError(f"teacher {teacher.name}: there is no store at {root}; correct its `stores`")
-        if not (root / MANIFEST_FILE).exists():
+        if not has_file(source, MANIFEST_FILE):
             raise IncompleteStoreError(root)
         store = StoreWriter.attach(root)
         if not store.is_complete():
@@ -58,10 +60,7 @@ def match_part(teacher: Teacher, stores: Mapping[str, StoreWriter], part: Materi
     """
     store = stores.get(part.fingerprint)
     if store is None:
-        covered = "; ".join(
-            f"{item.root.name}: {item.identity.corpus}/{item.identity.part}, {item.plan.num_rows} rows"
-            for item in stores.values()
-        )
+        covered = "; ".join(_describe(item) for item in stores.values())
         raise DataError(
             f"teacher {teacher.name}: none of its stores covers {part.corpus}/{part.part} ({part.num_rows} "
             f"rows, fingerprint {part.fingerprint[:16]}); they cover {covered}; add one to its `stores`"
@@ -85,3 +84,8 @@ def shared_plans(given: Sequence[tuple[PartKey, StoreWriter]]) -> dict[PartKey, 
                 differing=[f"plan_hash: {other.plan.plan_hash[:16]} -> {store.plan.plan_hash[:16]}"],
             )
     return {key: store.plan for key, store in first.items()}
+
+
+def _describe(store: StoreWriter) -> str:
+    identity, name = store.identity, store.root.rpartition("/")[2]
+    return f"{name}: {identity.corpus}/{identity.part}, {store.plan.num_rows} rows"

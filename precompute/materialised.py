@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from precompute.corpus_rows import PartRows
-from schemas.storage.os_errors import translated_os_errors
 from schemas.digest import DocumentError, hash_value, read_document, sync_directory, write_document
 from schemas.errors import DataError
 from schemas.rows import UNLABELLED, fingerprint_columns, open_rows
+from schemas.storage.os_errors import translated_os_errors
 
 CORPORA_DIRECTORY = "corpora"
 ROWS_FILE = "rows.arrow"

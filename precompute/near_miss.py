@@ -5,10 +5,10 @@ Nobody pays twice by accident: the differing fields are shown before a new store
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from schemas.errors import DamagedStoreError
-from schemas.records import STORE_FILE, StoreIdentity, read_record
+from schemas.errors import DataError
+from schemas.records import StoreIdentity
+from schemas.storage.location import list_locations, open_storage
+from schemas.store_files import load_identity
 
 
 def differing_fields(theirs: StoreIdentity, ours: StoreIdentity) -> list[str]:
@@ -29,7 +29,7 @@ def differing_fields(theirs: StoreIdentity, ours: StoreIdentity) -> list[str]:
     return differing
 
 
-def near_misses(stores_root: Path, identity: StoreIdentity) -> list[str]:
+def near_misses(stores_root: str, identity: StoreIdentity) -> list[str]:
     """Finds stores of the same corpus part and teacher name with other hashes.
 
     Returns:
@@ -37,10 +37,10 @@ def near_misses(stores_root: Path, identity: StoreIdentity) -> list[str]:
         if there is none, or if the store itself is there already, under whatever names.
     """
     differing: dict[str, None] = {}
-    for path in sorted(stores_root.glob(f"*/{STORE_FILE}")):
+    for location in list_locations(stores_root):
         try:
-            theirs = read_record(path, StoreIdentity, store=path.parent)
-        except DamagedStoreError:
+            theirs = load_identity(open_storage(location))
+        except DataError:
             continue  # Another store's damage is no reason to stop; opening that one reports it.
         fields = differing_fields(theirs, identity)
         if not fields:

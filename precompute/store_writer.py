@@ -1,4 +1,4 @@
-"""The writing side of a logit store on a local file system (DESIGN section 4).
+"""The writing side of a logit store (DESIGN section 4), on whatever storage it lies.
 
 A shard becomes visible through its commit record alone. Until that exists nothing of the shard
 counts, whatever the process died of; afterwards nothing of it changes.
@@ -14,7 +14,6 @@ Invariants (tests/precompute/test_store_writer.py):
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,103 +21,132 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from schemas.storage.os_errors import translated_os_errors
 from precompute.encode import shard_schema
 from precompute.near_miss import differing_fields
 from precompute.shard_file import ShardContent, read_back, write_batches
-from schemas.digest import create_file, replace_file, sync_directory
-from schemas.errors import DamagedStoreError, DataError, IncompleteStoreError, RefusedError
-from schemas.plan import Plan, ShardTask, read_plan, write_plan
+from schemas.errors import DamagedStoreError, IncompleteStoreError, RefusedError
+from schemas.fault_points import FaultPoint, reach
+from schemas.plan import Plan, ShardTask, encode_plan
 from schemas.records import (
     COMMIT_DIRECTORY,
     DATA_DIRECTORY,
     MANIFEST_FILE,
+    MAX_IDENTITY_BYTES,
+    MAX_MANIFEST_BYTES,
     PLAN_FILE,
     STORE_FILE,
     CommitRecord,
     ExcludedRow,
     Manifest,
-    ManifestShard,
     StoreIdentity,
     encode_record,
-    read_record,
     record_name,
     shard_stem,
+)
+from schemas.storage.location import create_storage, open_storage
+from schemas.storage.storage import Storage
+from schemas.store_files import (
+    StoredCommit,
+    check_commit,
+    check_data_file,
+    check_owner,
+    has_file,
+    list_data,
+    load_commit,
+    load_commits,
+    load_identity,
+    load_manifest,
+    load_plan,
 )
 
 
 @dataclass(frozen=True)
 class StoreWriter:
-    """An opened store: its identity and plan are on disk and have been checked.
+    """An opened store: its identity and plan are in its storage and have been checked.
 
     Attributes:
-        root: The store's directory.
-        identity: ``STORE.json`` as it is on disk.
-        plan: ``plan.arrow`` as it is on disk.
+        storage: Where it lies.
+        identity: ``STORE.json`` as it is there.
+        plan: ``plan.arrow`` as it is there.
     """
 
-    root: Path
+    storage: Storage
     identity: StoreIdentity
     plan: Plan
 
     @classmethod
-    def open(cls, root: Path, identity: StoreIdentity, plan: Plan) -> StoreWriter:
+    def open(
+        cls, root: str | Path, identity: StoreIdentity, plan: Plan, *, single_committer: bool = False
+    ) -> StoreWriter:
         """Creates the store, or opens the one that is there; several processes may do so at once.
+
+        Args:
+            root: The store's location.
+            identity: What it is to be.
+            plan: Its plan.
+            single_committer: See ``schemas.storage.location.create_storage``.
 
         Raises:
             RefusedError: Another store is there.
             DamagedStoreError: What is there cannot be read.
-            ResourceError: The disk is full or may not be written.
+            ResourceError: The storage is full or may not be written.
         """
         if plan.plan_hash != identity.plan_hash:
             raise ValueError("identity and plan have different plan hashes")
-        with translated_os_errors(root):
-            for directory in (root, root / DATA_DIRECTORY, root / COMMIT_DIRECTORY):
-                directory.mkdir(parents=True, exist_ok=True)
-                sync_directory(directory.parent)
-            if (root / STORE_FILE).exists():
-                _refuse_other(root, identity)
-            _create_plan(root, plan)
-            create_file(root / STORE_FILE, encode_record(identity))
-        return cls.attach(root, expected=identity)
+        storage = create_storage(root, single_committer=single_committer)
+        if has_file(storage, STORE_FILE):
+            _refuse_other(storage, identity)
+        if not has_file(storage, PLAN_FILE):
+            storage.create(PLAN_FILE, encode_plan(plan))
+        reach(FaultPoint.PLAN_CREATED)
+        load_plan(storage, plan.plan_hash)
+        storage.create(STORE_FILE, encode_record(identity))
+        reach(FaultPoint.STORE_CREATED)
+        return cls._attach(storage, identity)
 
     @classmethod
-    def attach(cls, root: Path, *, expected: StoreIdentity | None = None) -> StoreWriter:
+    def attach(cls, root: str | Path, *, expected: StoreIdentity | None = None) -> StoreWriter:
         """Opens a store that ``open`` has created.
 
         Raises:
             RefusedError: It is not the store that was expected.
             DamagedStoreError: It cannot be read.
         """
+        return cls._attach(open_storage(root), expected)
+
+    @classmethod
+    def _attach(cls, storage: Storage, expected: StoreIdentity | None) -> StoreWriter:
         if expected is not None:
-            _refuse_other(root, expected)
-        identity = read_record(root / STORE_FILE, StoreIdentity, store=root)
-        return cls(root, identity, _read_plan(root, identity.plan_hash))
+            _refuse_other(storage, expected)
+        identity = load_identity(storage)
+        return cls(storage, identity, load_plan(storage, identity.plan_hash))
+
+    @property
+    def root(self) -> str:
+        """Location of the store."""
+        return self.storage.root
 
     @property
     def schema(self) -> pa.Schema:
         """Layout of this store's shards."""
         return shard_schema(self.identity.native_labels)
 
-    def commit_records(self) -> dict[int, tuple[str, CommitRecord]]:
+    def commit_records(self) -> dict[int, StoredCommit]:
         """Reads the commit record that counts (the highest revision) of each committed shard.
 
         Returns:
-            From shard id, ascending, to the record's file name and the record.
+            By shard id, ascending.
 
         Raises:
             DamagedStoreError: A record is damaged, is not of this store, or names a data file
                 that is missing or has another size.
         """
-        found: dict[int, tuple[int, str, CommitRecord]] = {}
-        for path in sorted((self.root / COMMIT_DIRECTORY).glob("s*.json")):
-            record = read_record(path, CommitRecord, store=self.root)
-            self._check_record(path.name, record)
-            if record.shard not in found or record.revision > found[record.shard][0]:
-                found[record.shard] = (record.revision, path.name, record)
-        for _, _, record in found.values():
-            self._check_data_file(record)
-        return {shard: found[shard][1:] for shard in sorted(found)}
+        commits = load_commits(self.storage)
+        files = list_data(self.storage) if commits else {}
+        for commit in commits.values():
+            check_commit(self.storage, commit, self.identity, self.plan)
+            check_data_file(self.storage, commit.record, files)
+        return commits
 
     def committed_shards(self) -> frozenset[int]:
         """Returns the ids of the committed shards.
@@ -128,6 +156,14 @@ class StoreWriter:
         """
         return frozenset(self.commit_records())
 
+    def find_commit(self, shard: int, revision: int) -> CommitRecord | None:
+        """Returns the commit record of a shard's revision, if another attempt has made it already.
+
+        Raises:
+            DamagedStoreError: It is damaged.
+        """
+        return load_commit(self.storage, shard, revision)
+
     def write_shard(
         self,
         task: ShardTask,
@@ -136,7 +172,26 @@ class StoreWriter:
         *,
         revision: int = 0,
     ) -> tuple[CommitRecord, bool]:
-        """Writes one shard and commits it, or leaves nothing behind.
+        """Writes one shard and commits it, or leaves nothing behind. Arguments: see ``write_data``.
+
+        Returns:
+            The record that counts, and whether it is this attempt's.
+
+        Raises:
+            ShardContentError: The rows are not those of the plan, or not finite.
+            ResourceError: The storage is full, unreachable, or may not be written.
+        """
+        return self.commit(self.write_data(task, batches, excluded, revision=revision))
+
+    def write_data(
+        self,
+        task: ShardTask,
+        batches: Iterable[pa.RecordBatch],
+        excluded: Sequence[ExcludedRow] = (),
+        *,
+        revision: int = 0,
+    ) -> CommitRecord:
+        """Publishes the data file of one shard, which counts only once its record is committed.
 
         Args:
             task: The shard's rows.
@@ -145,33 +200,46 @@ class StoreWriter:
             revision: 0; a repair commits a higher one.
 
         Returns:
-            The record that counts, and whether it is this attempt's.
+            The record to commit.
 
         Raises:
             ShardContentError: The rows are not those of the plan, or not finite.
-            ResourceError: The disk is full or may not be written.
+            ResourceError: The storage is full, unreachable, or may not be written.
         """
-        attempt = uuid.uuid4().hex
-        temporary = self.root / DATA_DIRECTORY / f".{shard_stem(task.shard)}-{attempt}.tmp"
-        final = self.root / DATA_DIRECTORY / f"{shard_stem(task.shard)}-{attempt}.arrow"
-        record_path = self.root / COMMIT_DIRECTORY / record_name(task.shard, revision)
-        committed = False
-        with translated_os_errors(self.root):
-            try:
-                content = self._write_temporary(temporary, task, batches, excluded)
-                record = self._make_record(task, content, excluded, final.name, revision)
-                temporary.rename(final)
-                sync_directory(final.parent)
-                committed = create_file(record_path, encode_record(record))
-            finally:
-                temporary.unlink(missing_ok=True)
-                # The record may be there although `create_file` raised: it linked, then failed to
-                # sync. Its data file must then stay.
-                if not committed and not _names_file(record_path, final.name, self.root):
-                    final.unlink(missing_ok=True)
-        if not committed:
-            record = read_record(record_path, CommitRecord, store=self.root)
-        return record, committed
+        file = f"{shard_stem(task.shard)}-{uuid.uuid4().hex}.arrow"
+
+        def fill(path: Path) -> ShardContent:
+            return self._fill(path, task, batches, excluded)
+
+        content = self.storage.publish(f"{DATA_DIRECTORY}/{file}", fill)
+        reach(FaultPoint.SHARD_PUBLISHED)
+        return self._make_record(task, content, excluded, file, revision)
+
+    def commit(self, record: CommitRecord) -> tuple[CommitRecord, bool]:
+        """Commits a shard whose data file ``write_data`` has published: the commit point.
+
+        Returns:
+            The record that counts, and whether it is the given one; if not, the given one's data file
+            is deleted.
+
+        Raises:
+            ResourceError: The storage is full, unreachable, or may not be written.
+            DamagedStoreError: Another attempt's record is there, damaged.
+        """
+        name = f"{COMMIT_DIRECTORY}/{record_name(record.shard, record.revision)}"
+        try:
+            committed = self.storage.create(name, encode_record(record))
+        except BaseException:
+            self._withdraw(record)
+            raise
+        reach(FaultPoint.SHARD_COMMITTED)
+        if committed:
+            return record, True
+        self.storage.delete(f"{DATA_DIRECTORY}/{record.file}")
+        winner = load_commit(self.storage, record.shard, record.revision)
+        if winner is None:
+            raise DamagedStoreError(f"{name} is gone again", store=self.root, shard=record.shard)
+        return winner, False
 
     def finish(self) -> Manifest:
         """Writes the manifest once every shard is committed; doing it again changes nothing.
@@ -180,24 +248,22 @@ class StoreWriter:
             IncompleteStoreError: Shards are missing.
             DamagedStoreError: See ``commit_records``.
         """
-        records = self.commit_records()
-        if len(records) != self.plan.num_shards:
+        commits = self.commit_records()
+        if len(commits) != self.plan.num_shards:
             raise IncompleteStoreError(self.root)
-        shards = tuple(self._list_shard(name, record) for name, record in records.values())
+        shards = tuple(commit.entry() for commit in commits.values())
         manifest = Manifest(
             plan_hash=self.identity.plan_hash,
             generation_hash=self.identity.generation_hash,
-            store_sha256=_hash_bytes((self.root / STORE_FILE).read_bytes()),
-            plan_sha256=_hash_bytes((self.root / PLAN_FILE).read_bytes()),
+            store_sha256=_hash_bytes(self.storage.read(STORE_FILE, max_bytes=MAX_IDENTITY_BYTES)),
+            plan_sha256=hashlib.sha256(self.storage.map_file(PLAN_FILE)).hexdigest(),
             num_rows=sum(shard.num_rows for shard in shards),
             shards=shards,
-            excluded=tuple(row for _, record in records.values() for row in record.excluded),
+            excluded=tuple(row for commit in commits.values() for row in commit.record.excluded),
         )
         data = encode_record(manifest)
-        path = self.root / MANIFEST_FILE
-        with translated_os_errors(self.root):
-            if not path.exists() or path.read_bytes() != data:
-                replace_file(path, data)
+        if self._read_manifest() != data:
+            self.storage.replace(MANIFEST_FILE, data)
         return manifest
 
     def is_complete(self) -> bool:
@@ -206,14 +272,19 @@ class StoreWriter:
         Raises:
             DamagedStoreError: The manifest is damaged or belongs to another store.
         """
-        path = self.root / MANIFEST_FILE
-        if not path.exists():
+        manifest = load_manifest(self.storage)
+        if manifest is None:
             return False
-        manifest = read_record(path, Manifest, store=self.root)
-        self._check_hashes(MANIFEST_FILE, manifest)
+        check_owner(self.storage, MANIFEST_FILE, manifest, self.identity)
         return len(manifest.shards) == self.plan.num_shards
 
-    def _write_temporary(
+    def _read_manifest(self) -> bytes | None:
+        try:
+            return self.storage.read(MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
+        except (FileNotFoundError, DamagedStoreError):
+            return None
+
+    def _fill(
         self,
         path: Path,
         task: ShardTask,
@@ -221,11 +292,21 @@ class StoreWriter:
         excluded: Sequence[ExcludedRow],
     ) -> ShardContent:
         with path.open("xb") as file:
+            reach(FaultPoint.SHARD_BEGUN)
             offsets = write_batches(file, self.schema, batches)
+        reach(FaultPoint.SHARD_WRITTEN)
         content = read_back(path, offsets, self.plan, task, excluded)
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+        reach(FaultPoint.SHARD_CHECKED)
         return content
+
+    def _withdraw(self, record: CommitRecord) -> None:
+        """Deletes the data file of a record that was not committed, where that is certain.
+
+        The record may be there although ``create`` raised, or may yet arrive at an object store; its
+        data file must then stay. ``tmkd store gc`` takes what is left.
+        """
+        if self.storage.settles and self.find_commit(record.shard, record.revision) != record:
+            self.storage.delete(f"{DATA_DIRECTORY}/{record.file}")
 
     def _make_record(
         self,
@@ -253,87 +334,22 @@ class StoreWriter:
             excluded=tuple(sorted(excluded, key=lambda row: row.ordinal)),
         )
 
-    def _check_hashes(self, name: str, record: CommitRecord | Manifest) -> None:
-        ours = (self.identity.plan_hash, self.identity.generation_hash)
-        if (record.plan_hash, record.generation_hash) != ours:
-            raise DamagedStoreError(f"{name} belongs to another store", store=self.root)
 
-    def _check_record(self, name: str, record: CommitRecord) -> None:
-        self._check_hashes(name, record)
-        if name != record_name(record.shard, record.revision):
-            raise DamagedStoreError(f"{name} holds the record of shard {record.shard}", store=self.root)
-        bounds = self.plan.bounds
-        if record.shard >= self.plan.num_shards or (record.start, record.stop) != (
-            bounds[record.shard],
-            bounds[record.shard + 1],
-        ):
-            raise DamagedStoreError(f"{name} does not match the plan", store=self.root)
-
-    def _check_data_file(self, record: CommitRecord) -> None:
-        try:
-            num_bytes = (self.root / DATA_DIRECTORY / record.file).stat().st_size
-        except FileNotFoundError as error:
-            message = f"data/{record.file} is missing; delete the store and run `tmkd precompute` again"
-            raise DamagedStoreError(message, store=self.root, shard=record.shard) from error
-        if num_bytes != record.num_bytes:
-            message = f"data/{record.file} has {num_bytes} bytes, its record says {record.num_bytes}"
-            raise DamagedStoreError(
-                message + "; delete the store and run `tmkd precompute` again",
-                store=self.root,
-                shard=record.shard,
-            )
-
-    def _list_shard(self, name: str, record: CommitRecord) -> ManifestShard:
-        data = (self.root / COMMIT_DIRECTORY / name).read_bytes()
-        return ManifestShard(
-            shard=record.shard,
-            record=name,
-            record_sha256=_hash_bytes(data),
-            num_rows=record.num_rows,
-            num_bytes=record.num_bytes,
-        )
-
-
-def _create_plan(root: Path, plan: Plan) -> None:
-    """Creates ``plan.arrow`` if it is absent; racing creators leave exactly one of their files."""
-    path = root / PLAN_FILE
-    if path.exists():
-        _read_plan(root, plan.plan_hash)
-        return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        write_plan(plan, temporary)
-        create_file(path, temporary.read_bytes())
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read_plan(root: Path, plan_hash: str) -> Plan:
-    try:
-        return read_plan(root / PLAN_FILE, expected_hash=plan_hash)
-    except DataError as error:
-        raise DamagedStoreError(error.message, store=root) from error
-
-
-def _refuse_other(root: Path, identity: StoreIdentity) -> None:
-    theirs = read_record(root / STORE_FILE, StoreIdentity, store=root)
+def _refuse_other(storage: Storage, identity: StoreIdentity) -> None:
+    theirs = load_identity(storage)
     differing = differing_fields(theirs, identity)
     if differing:
-        raise RefusedError(f"store {root}: another store is there; name another root", differing=differing)
+        raise RefusedError(
+            f"store {storage.root}: another store is there; name another root", differing=differing
+        )
     if theirs.native_labels != identity.native_labels:
         raise RefusedError(
-            f"store {root}: the teacher's labels have other names now; restore id2label in its config.json, "
-            "and rename labels in the recipe's label_map",
+            f"store {storage.root}: the teacher's labels have other names now; restore id2label in its "
+            "config.json, and rename labels in the recipe's label_map",
             differing=[
                 f"native_labels: {', '.join(theirs.native_labels)} -> {', '.join(identity.native_labels)}"
             ],
         )
-
-
-def _names_file(record_path: Path, file: str, root: Path) -> bool:
-    if not record_path.exists():
-        return False
-    return read_record(record_path, CommitRecord, store=root).file == file
 
 
 def _hash_bytes(data: bytes) -> str:

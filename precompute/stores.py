@@ -29,6 +29,8 @@ from schemas.plan import Plan, make_plan
 from schemas.recipe import Corpus, StoreOptions, Teacher
 from schemas.records import MANIFEST_FILE, StoreIdentity, store_directory_name
 from schemas.rows import open_rows
+from schemas.storage.location import join_location, open_storage
+from schemas.store_files import has_file
 
 StoreKey = tuple[str, str, str]
 """Teacher, corpus and part."""
@@ -68,12 +70,12 @@ class StoreSettings:
     """Where stores lie and how they are made.
 
     Attributes:
-        root: Directory of all stores.
+        root: Location of all stores, a directory or a URL.
         hash_cache: JSON file of weight hashes.
         new_store: Begin a new store although one of the same names but another hash exists.
     """
 
-    root: Path
+    root: str
     hash_cache: Path
     options: StoreOptions
     new_store: bool = False
@@ -87,7 +89,7 @@ class _Target:
     plan: Plan
     identity: StoreIdentity
     spec: WorkerSpec
-    root: Path
+    root: str
 
 
 def make_stores(
@@ -97,7 +99,7 @@ def make_stores(
     session: Callable[[], AbstractContextManager[object]],
     on_progress: Callable[[ProgressEvent], None],
     stop: StopFlag,
-) -> dict[StoreKey, Path]:
+) -> dict[StoreKey, str]:
     """Returns the complete store of each request, computing what is missing.
 
     Args:
@@ -122,7 +124,7 @@ def make_stores(
     missing = [target for target in targets if not _is_complete(target)]
     stop.raise_if_set()
     if missing:
-        stores = [StoreWriter.open(target.root, target.identity, target.plan) for target in missing]
+        stores = [_open_store(target, settings.options) for target in missing]
         queues = _fill_queues(missing, stores, settings.options)
         _tell_complete(targets, queues, on_progress)
         _run(queues, settings.options, session, on_progress, stop)
@@ -133,10 +135,10 @@ def make_stores(
     return roots | {target.request.key: target.root for target in targets}
 
 
-def _use_given(requests: Sequence[StoreRequest]) -> tuple[dict[StoreKey, Path], dict[PartKey, Plan]]:
+def _use_given(requests: Sequence[StoreRequest]) -> tuple[dict[StoreKey, str], dict[PartKey, Plan]]:
     """Matches requests of teachers without a model, and takes over the plans of their stores."""
     opened: dict[str, dict[str, StoreWriter]] = {}
-    roots: dict[StoreKey, Path] = {}
+    roots: dict[StoreKey, str] = {}
     given: list[tuple[PartKey, StoreWriter]] = []
     for request in requests:
         teacher = request.teacher
@@ -199,7 +201,7 @@ def _describe_target(request: StoreRequest, plan: Plan, settings: StoreSettings)
         num_threads=max(1, int(teacher.cpus_per_actor)),
         device="cuda" if teacher.gpus_per_actor else "cpu",
     )
-    root = settings.root / store_directory_name(identity.plan_hash, identity.generation_hash)
+    root = join_location(settings.root, store_directory_name(identity.plan_hash, identity.generation_hash))
     return _Target(request, plan, identity, spec, root)
 
 
@@ -227,9 +229,15 @@ def _refuse_near_miss(target: _Target, settings: StoreSettings) -> None:
 
 
 def _is_complete(target: _Target) -> bool:
-    if not (target.root / MANIFEST_FILE).exists():
+    if not has_file(open_storage(target.root), MANIFEST_FILE):
         return False
     return StoreWriter.attach(target.root, expected=target.identity).is_complete()
+
+
+def _open_store(target: _Target, options: StoreOptions) -> StoreWriter:
+    return StoreWriter.open(
+        target.root, target.identity, target.plan, single_committer=options.single_committer
+    )
 
 
 def _fill_queues(
@@ -240,7 +248,7 @@ def _fill_queues(
     num_shards: dict[str, int] = {}
     num_rows: dict[str, int] = {}
     specs: dict[str, WorkerSpec] = {}
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for target, store in zip(targets, stores, strict=True):
         # Two names for the same model, or for the same rows, share one store.
         if target.root in seen:
@@ -250,10 +258,12 @@ def _fill_queues(
         specs[name] = target.spec
         committed = store.commit_records()
         num_shards[name] = num_shards.get(name, 0) + len(committed)
-        num_rows[name] = num_rows.get(name, 0) + sum(r.stop - r.start for _, r in committed.values())
+        num_rows[name] = num_rows.get(name, 0) + sum(
+            c.record.stop - c.record.start for c in committed.values()
+        )
         jobs.setdefault(name, []).extend(
             ShardJob(
-                store_root=str(store.root),
+                store_root=store.root,
                 rows_path=str(target.request.part.rows_path),
                 part="/".join(target.request.part_key),
                 task=task,

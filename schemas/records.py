@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,6 +20,10 @@ from schemas.errors import DamagedStoreError
 from schemas.recipe import Count, Frozen
 
 FORMAT_VERSION = "1.0"
+# What a record may weigh at most; one that is larger is not read.
+MAX_IDENTITY_BYTES = 4 * 1024 * 1024
+MAX_COMMIT_BYTES = 64 * 1024 * 1024
+MAX_MANIFEST_BYTES = 256 * 1024 * 1024
 STORE_FILE = "STORE.json"
 PLAN_FILE = "plan.arrow"
 MANIFEST_FILE = "manifest.json"
@@ -174,6 +179,8 @@ class StoresLock(Frozen):
 
 Record = TypeVar("Record", bound=Frozen)
 
+_RECORD_NAME = re.compile(r"s([0-9]{6,12})\.r([0-9]{1,6})\.json")
+
 
 def shard_stem(shard: int) -> str:
     """Returns ``s000123`` for shard 123."""
@@ -183,6 +190,15 @@ def shard_stem(shard: int) -> str:
 def record_name(shard: int, revision: int) -> str:
     """Returns ``s000123.r0.json`` for shard 123 and revision 0."""
     return f"{shard_stem(shard)}.r{revision}.json"
+
+
+def parse_record_name(name: str) -> tuple[int, int] | None:
+    """Returns shard and revision of a commit record's file name, or None if it is none."""
+    match = _RECORD_NAME.fullmatch(name)
+    if match is None:
+        return None
+    shard, revision = int(match[1]), int(match[2])
+    return (shard, revision) if name == record_name(shard, revision) else None
 
 
 def store_directory_name(plan_hash: str, generation_hash: str) -> str:

@@ -58,7 +58,10 @@ class StoreOptions(Frozen):
     """Where logit stores lie and how they are made.
 
     Attributes:
-        root: By default ``<out>/stores``.
+        root: A directory or the URL of an object store (``s3://bucket/prefix``); by default
+            ``<out>/stores``.
+        single_committer: For an object store that cannot create a file only if it is absent: the driver
+            alone commits shards, and you see to it that one run at a time writes a store.
         shard_rows: Rows of one shard task; part of the plan.
         batch_rows: Rows of one record batch, the unit of integrity checks.
         max_attempts: Tries at one shard before it is quarantined.
@@ -67,6 +70,7 @@ class StoreOptions(Frozen):
     """
 
     root: str | None = None
+    single_committer: bool = False
     shard_rows: Count = 4096
     batch_rows: Count = 1024
     max_attempts: Count = 3

@@ -148,7 +148,7 @@ class LocalStorage:
             if self._real_root is None:
                 self._real_root = os.path.realpath(self._root, strict=True)
             real = os.path.realpath(path, strict=True)
-            mode = os.stat(real).st_mode
+            mode = Path(real).stat().st_mode
         if not real.startswith(self._real_root + os.sep):
             raise DamagedStoreError(f"{name} leads out of the store, to {real}", store=self.root)
         if not stat.S_ISREG(mode):

@@ -113,11 +113,13 @@ def _backend(root: str) -> _Backend:
     # fsspec and its event loop are for those who need them.
     from schemas.storage import object_store
 
-    return _Backend(object_store.open_object_store, object_store.create_object_store, object_store.list_objects)
+    return _Backend(
+        object_store.open_object_store, object_store.create_object_store, object_store.list_objects
+    )
 
 
 _LOCAL = _Backend(
     open=lambda root: LocalStorage(Path(root)),
-    create=lambda root, single_committer: create_local(Path(root)),
+    create=lambda root, _: create_local(Path(root)),
     list=lambda root: list_local_stores(Path(root)),
 )

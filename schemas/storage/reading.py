@@ -11,8 +11,20 @@ _NUM_THREADS = 16
 
 
 def read_files(source: StoreSource, names: Sequence[str], *, max_bytes: int) -> list[bytes]:
-    """Reads files in the order of ``names``. Raises like ``StoreSource.read``."""
+    """Reads files in the order of ``names``.
+
+    Raises:
+        FileNotFoundError: One is missing; its name is the whole message.
+        TmkdError: See ``StoreSource.read``.
+    """
+
+    def read(name: str) -> bytes:
+        try:
+            return source.read(name, max_bytes=max_bytes)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(name) from error
+
     if source.is_local or len(names) < 2:
-        return [source.read(name, max_bytes=max_bytes) for name in names]
+        return [read(name) for name in names]
     with ThreadPoolExecutor(min(_NUM_THREADS, len(names))) as pool:
-        return list(pool.map(lambda name: source.read(name, max_bytes=max_bytes), names))
+        return list(pool.map(read, names))

@@ -146,7 +146,7 @@ def test_the_cut_of_a_part_is_that_of_its_stores(data: Path, tmp_path: Path) -> 
     first, second = plan_run(data)["train"].parts
     cut = make_plan(open_rows(first.rows_path), 2)
     store = make_store(tmp_path / "store", cut, np.zeros((3, 2), np.float32), labels=("a", "b"))
-    stores = {("t", "train", "first"): store, ("t", "other", "second"): store}
+    stores = {("t", "train", "first"): str(store), ("t", "other", "second"): str(store)}
     one, two = locked_parts((first, second), 4096, stores)
     assert (one.shard_rows, one.plan_hash, one.stores) == (2, cut.plan_hash, {"t": str(store)})
     assert (two.shard_rows, two.stores) == (4096, {})

@@ -60,7 +60,7 @@ def test_rows_that_are_not_those_of_the_plan_are_not_published(
 ) -> None:
     with pytest.raises(ShardContentError, match=message):
         store.write_shard(store.plan.tasks()[0], bad_batches(store, change))
-    assert list_files(store.root) == ["STORE.json", "plan.arrow"]
+    assert list_files(Path(store.root)) == ["STORE.json", "plan.arrow"]
 
 
 def test_null_logits_are_not_published(store: StoreWriter) -> None:
@@ -71,7 +71,7 @@ def test_null_logits_are_not_published(store: StoreWriter) -> None:
     nulls = pa.record_batch([*batch.columns[:3], logits], schema=batch.schema)
     with pytest.raises(ShardContentError):
         store.write_shard(task, [nulls])
-    assert list_files(store.root) == ["STORE.json", "plan.arrow"]
+    assert list_files(Path(store.root)) == ["STORE.json", "plan.arrow"]
 
 
 def test_bytes_that_changed_between_writing_and_reading_back_are_not_published(
@@ -88,7 +88,7 @@ def test_bytes_that_changed_between_writing_and_reading_back_are_not_published(
     task = store.plan.tasks()[0]
     with pytest.raises(ShardContentError):
         store.write_shard(task, make_batches(store, task))
-    assert list_files(store.root) == ["STORE.json", "plan.arrow"]
+    assert list_files(Path(store.root)) == ["STORE.json", "plan.arrow"]
 
 
 def test_excluded_rows_are_listed_and_absent(store: StoreWriter) -> None:
@@ -115,7 +115,7 @@ def test_a_shard_whose_rows_are_all_excluded_is_a_file_without_batches(store: St
     record, _ = store.write_shard(task, [], excluded)
     assert (record.num_rows, record.batches) == (0, ())
     assert record.head.length + record.tail.length == record.num_bytes
-    assert pa.ipc.open_file(str(store.root / "data" / record.file)).read_all().num_rows == 0
+    assert pa.ipc.open_file(str(Path(store.root) / "data" / record.file)).read_all().num_rows == 0
 
 
 def test_an_excluded_row_of_another_shard_is_refused(store: StoreWriter) -> None:

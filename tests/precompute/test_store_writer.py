@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> StoreWriter:
 def test_regions_cover_the_file_and_each_batch_reads_from_its_own_bytes(store: StoreWriter) -> None:
     task = store.plan.tasks()[1]
     record, committed = store.write_shard(task, make_batches(store, task))
-    path = store.root / "data" / record.file
+    path = Path(store.root) / "data" / record.file
     data = path.read_bytes()
     assert committed
     assert [batch.rows for batch in record.batches] == [3, 3, 2]
@@ -58,7 +58,7 @@ def test_regions_cover_the_file_and_each_batch_reads_from_its_own_bytes(store: S
 
 def test_the_shard_opens_with_plain_pyarrow_and_has_no_null(store: StoreWriter) -> None:
     write_all(store)
-    for path in (store.root / "data").glob("*.arrow"):
+    for path in (Path(store.root) / "data").glob("*.arrow"):
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         table.validate(full=True)
         assert not any(field.nullable for field in table.schema)
@@ -75,9 +75,9 @@ def test_finish_needs_every_shard_and_is_complete_afterwards(store: StoreWriter)
     manifest = store.finish()
     assert store.is_complete()
     assert manifest.num_rows == NUM_ROWS
-    before = (store.root / "manifest.json").stat()
+    before = (Path(store.root) / "manifest.json").stat()
     assert store.finish() == manifest
-    assert (store.root / "manifest.json").stat().st_ino == before.st_ino
+    assert (Path(store.root) / "manifest.json").stat().st_ino == before.st_ino
 
 
 def test_a_manifest_has_the_same_bytes_after_another_order_and_a_resume(
@@ -87,13 +87,15 @@ def test_a_manifest_has_the_same_bytes_after_another_order_and_a_resume(
     store.finish()
     # The same commit records under the same names: written in another order, in two processes.
     other = open_store(tmp_path / "other", make_rows(NUM_ROWS))
-    for name in list_files(store.root)[::-1]:
+    for name in list_files(Path(store.root))[::-1]:
         if name.startswith(("data", "commit")):
-            (other.root / name).write_bytes((store.root / name).read_bytes())
-    assert (other.root / "STORE.json").read_bytes() == (store.root / "STORE.json").read_bytes()
-    assert (other.root / "plan.arrow").read_bytes() == (store.root / "plan.arrow").read_bytes()
+            (Path(other.root) / name).write_bytes((Path(store.root) / name).read_bytes())
+    assert (Path(other.root) / "STORE.json").read_bytes() == (Path(store.root) / "STORE.json").read_bytes()
+    assert (Path(other.root) / "plan.arrow").read_bytes() == (Path(store.root) / "plan.arrow").read_bytes()
     open_store(tmp_path / "other", make_rows(NUM_ROWS)).finish()
-    assert (other.root / "manifest.json").read_bytes() == (store.root / "manifest.json").read_bytes()
+    assert (Path(other.root) / "manifest.json").read_bytes() == (
+        Path(store.root) / "manifest.json"
+    ).read_bytes()
 
 
 class FaultError(Exception):
@@ -138,12 +140,12 @@ def test_a_fault_at_any_step_publishes_all_or_nothing_and_the_next_attempt_works
         with pytest.raises(type(error)):
             store.write_shard(task, make_batches(store, task))
     assert store.committed_shards() == ({0} if published else frozenset())
-    assert not [file for file in list_files(store.root) if file.endswith(".tmp")]
-    assert len(list((store.root / "data").iterdir())) == published
+    assert not [file for file in list_files(Path(store.root)) if file.endswith(".tmp")]
+    assert len(list((Path(store.root) / "data").iterdir())) == published
     record, committed = store.write_shard(task, make_batches(store, task))
     assert committed is not published
-    assert store.commit_records()[0][1] == record
-    assert [path.name for path in (store.root / "data").iterdir()] == [record.file]
+    assert store.commit_records()[0].record == record
+    assert [path.name for path in (Path(store.root) / "data").iterdir()] == [record.file]
     write_all(store)
     assert store.finish().num_rows == NUM_ROWS
 
@@ -157,7 +159,7 @@ def test_an_exception_while_batches_are_made_publishes_nothing(store: StoreWrite
 
     with pytest.raises(FaultError):
         store.write_shard(task, batches())
-    assert list_files(store.root) == ["STORE.json", "plan.arrow"]
+    assert list_files(Path(store.root)) == ["STORE.json", "plan.arrow"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_a_file_system_that_refuses_is_a_resource_error(
             store.write_shard(second, make_batches(store, second))
     assert caught.value.exit_code == 6
     assert store.committed_shards() == {0}
-    assert len(list((store.root / "data").iterdir())) == 1
+    assert len(list((Path(store.root) / "data").iterdir())) == 1
 
 
 def test_a_full_disk_in_the_middle_of_a_batch_is_a_resource_error(
@@ -230,7 +232,7 @@ def test_two_attempts_at_one_shard_commit_once_and_the_loser_deletes_its_file(st
     assert len(results) == 4
     assert len(winners) == 1
     assert all(record == winners[0] for record, _ in results)
-    assert list_files(store.root / "data") == [winners[0].file]
+    assert list_files(Path(store.root) / "data") == [winners[0].file]
 
 
 def test_many_creators_of_one_store_agree(tmp_path: Path) -> None:
@@ -259,8 +261,8 @@ def test_a_repair_commits_a_higher_revision_that_counts(store: StoreWriter) -> N
     task = store.plan.tasks()[1]
     record, committed = store.write_shard(task, make_batches(store, task, batch_rows=8), revision=1)
     assert committed
-    name, counted = store.commit_records()[1]
-    assert (name, counted) == ("s000001.r1.json", record)
+    counted = store.commit_records()[1]
+    assert (counted.name, counted.record) == ("s000001.r1.json", record)
     assert store.finish().shards[1].record == "s000001.r1.json"
 
 
@@ -294,20 +296,20 @@ def test_opening_again_under_other_names_gives_the_same_store(store: StoreWriter
 
 
 def damage(store: StoreWriter, what: str) -> None:
-    record_path = store.root / "commit" / "s000000.r0.json"
+    record_path = Path(store.root) / "commit" / "s000000.r0.json"
     if what == "record edited":
         record_path.write_text(record_path.read_text().replace('"num_rows": 8', '"num_rows": 7'))
     if what == "record misnamed":
         record_path.rename(record_path.with_name("s000002.r0.json"))
     if what == "data missing":
-        (store.root / "data" / store.commit_records()[0][1].file).unlink()
+        (Path(store.root) / "data" / store.commit_records()[0].record.file).unlink()
     if what == "data cut":
-        os.truncate(store.root / "data" / store.commit_records()[0][1].file, 100)
+        os.truncate(Path(store.root) / "data" / store.commit_records()[0].record.file, 100)
     if what == "plan replaced":
-        other = open_store(store.root.with_name("other"), make_rows(NUM_ROWS, seed=1))
-        (store.root / "plan.arrow").write_bytes((other.root / "plan.arrow").read_bytes())
+        other = open_store(Path(store.root).with_name("other"), make_rows(NUM_ROWS, seed=1))
+        (Path(store.root) / "plan.arrow").write_bytes((Path(other.root) / "plan.arrow").read_bytes())
     if what == "identity edited":
-        path = store.root / "STORE.json"
+        path = Path(store.root) / "STORE.json"
         path.write_text(path.read_text().replace("tiny", "tinY"))
 
 
@@ -316,7 +318,7 @@ def damage(store: StoreWriter, what: str) -> None:
     [
         ("record edited", "does not match its own digest"),
         ("record misnamed", "holds the record of shard 0"),
-        ("data missing", "is missing; delete the store and run `tmkd precompute` again"),
+        ("data missing", "is missing; run `tmkd store repair"),
         ("data cut", "has 100 bytes, its record says"),
         ("plan replaced", "plan hash is"),
         ("identity edited", "does not match its own digest"),
@@ -334,7 +336,7 @@ def test_a_manifest_of_another_store_is_damage(store: StoreWriter, tmp_path: Pat
     write_all(store)
     store.finish()
     other = open_store(tmp_path / "other", make_rows(NUM_ROWS, seed=1))
-    (other.root / "manifest.json").write_bytes((store.root / "manifest.json").read_bytes())
+    (Path(other.root) / "manifest.json").write_bytes((Path(store.root) / "manifest.json").read_bytes())
     with pytest.raises(DamagedStoreError, match="belongs to another store"):
         other.is_complete()
 
@@ -347,19 +349,19 @@ def test_a_near_miss_names_the_fields_that_differ(tmp_path: Path) -> None:
     ours = theirs.model_copy(
         update={"generation_hash": "d" * 64, "generation": {"max_length": 64, "keep": {"kind": "dense"}}}
     )
-    assert near_misses(tmp_path / "stores", ours) == ["max_length: 128 -> 64"]
-    assert near_misses(tmp_path / "absent", ours) == []
-    assert near_misses(tmp_path / "stores", ours.model_copy(update={"teacher": "other"})) == []
-    assert near_misses(tmp_path / "stores", ours.model_copy(update={"part": "train+1"})) == []
+    assert near_misses(str(tmp_path / "stores"), ours) == ["max_length: 128 -> 64"]
+    assert near_misses(str(tmp_path / "absent"), ours) == []
+    assert near_misses(str(tmp_path / "stores"), ours.model_copy(update={"teacher": "other"})) == []
+    assert near_misses(str(tmp_path / "stores"), ours.model_copy(update={"part": "train+1"})) == []
     (tmp_path / "stores" / "damaged").mkdir()
     (tmp_path / "stores" / "damaged" / "STORE.json").write_text("{")
-    assert near_misses(tmp_path / "stores", ours) == ["max_length: 128 -> 64"]
+    assert near_misses(str(tmp_path / "stores"), ours) == ["max_length: 128 -> 64"]
     # The store itself may have been made under other names, whatever else was made under these.
     StoreWriter.open(tmp_path / "stores" / "b", ours.model_copy(update={"teacher": "other"}), plan)
-    assert near_misses(tmp_path / "stores", ours) == []
+    assert near_misses(str(tmp_path / "stores"), ours) == []
 
 
 def test_a_changed_corpus_is_a_near_miss(store: StoreWriter) -> None:
     plan = make_plan(make_rows(NUM_ROWS, seed=1), 8)
-    [field] = near_misses(store.root.parent, make_identity(plan))
+    [field] = near_misses(str(Path(store.root).parent), make_identity(plan))
     assert field == f"plan_hash: {store.identity.plan_hash[:16]} -> {plan.plan_hash[:16]}"

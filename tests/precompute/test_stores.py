@@ -66,14 +66,15 @@ class Maker:
         self, *requests: StoreRequest, new_store: bool = False, shard_rows: int = 8
     ) -> dict[StoreKey, Path]:
         settings = StoreSettings(
-            root=self.directory / "stores",
+            root=str(self.directory / "stores"),
             hash_cache=self.directory / "weights.json",
             options=StoreOptions(shard_rows=shard_rows, batch_rows=4, max_attempts=1),
             new_store=new_store,
         )
-        return make_stores(
+        roots = make_stores(
             requests, settings, session=self.session, on_progress=self.events.append, stop=self.stop
         )
+        return {key: Path(root) for key, root in roots.items()}
 
     def session(self) -> AbstractContextManager[object]:
         assert self.may_start, "a cluster was started although there is nothing to do"
@@ -98,7 +99,7 @@ def given_request(root: Path | str, part: MaterialisedPart, name: str = "old") -
 def read_logits(root: Path) -> pa.Table:
     store = StoreWriter.attach(root)
     tables = []
-    for _, record in store.commit_records().values():
+    for record in [commit.record for commit in store.commit_records().values()]:
         with pa.memory_map(str(root / "data" / record.file)) as source:
             tables.append(pa.ipc.open_file(source).read_all())
     return pa.concat_tables(tables)
@@ -136,10 +137,10 @@ def test_stores_of_two_parts_are_never_computed_twice(model: Path, make: Maker, 
     # A shard is lost: it alone is computed again, and the same rows come out.
     key = ("tiny", "toy", "train")
     whole = read_logits(roots[key])
-    name, record = StoreWriter.attach(roots[key]).commit_records()[1]
+    commit = StoreWriter.attach(roots[key]).commit_records()[1]
     (roots[key] / MANIFEST_FILE).unlink()
-    (roots[key] / "commit" / name).unlink()
-    (roots[key] / "data" / record.file).unlink()
+    (roots[key] / "commit" / commit.name).unlink()
+    (roots[key] / "data" / commit.record.file).unlink()
     kept = {path: path.read_bytes() for path in (roots[key] / "commit").iterdir()}
     make.may_start = True
     make(requests[0])
@@ -228,7 +229,7 @@ def test_a_given_store_of_other_rows_is_refused_and_named(make: Maker, given: St
 
 
 def test_a_given_store_that_is_not_finished_is_refused(make: Maker, given: StoreWriter) -> None:
-    (given.root / MANIFEST_FILE).unlink()
+    (Path(given.root) / MANIFEST_FILE).unlink()
     request = given_request(given.root, make.part())
     with pytest.raises(IncompleteStoreError):
         make(request)

@@ -52,16 +52,14 @@ def make_jobs(tmp_path: Path, **changes: object) -> tuple[StoreWriter, list[Shar
     rows = make_rows(NUM_ROWS)
     store = open_store(tmp_path / "store", rows, shard_rows=20)
     path = write_rows(rows, tmp_path / "rows.arrow")
-    jobs = [
-        ShardJob(str(store.root), str(path), "toy/train", task, batch_rows=7) for task in store.plan.tasks()
-    ]
+    jobs = [ShardJob(store.root, str(path), "toy/train", task, batch_rows=7) for task in store.plan.tasks()]
     return store, [dataclasses.replace(job, **changes) for job in jobs]
 
 
 def read_store(store: StoreWriter) -> pa.Table:
     tables = [
-        pa.ipc.open_file(str(store.root / "data" / record.file)).read_all()
-        for _, record in store.commit_records().values()
+        pa.ipc.open_file(str(Path(store.root) / "data" / record.file)).read_all()
+        for record in [commit.record for commit in store.commit_records().values()]
     ]
     return pa.concat_tables(tables)
 
@@ -120,7 +118,9 @@ def test_a_shard_has_the_same_bytes_whatever_the_worker_did_before(model: Path, 
     (first, jobs), (second, other_jobs) = make_jobs(tmp_path / "a"), make_jobs(tmp_path / "b")
     run_all(ShardWorker(make_spec(model)), jobs)
     run_all(ShardWorker(make_spec(model)), other_jobs[::-1])
-    hashes = [[record.sha256 for _, record in store.commit_records().values()] for store in (first, second)]
+    hashes = [
+        [commit.record.sha256 for commit in store.commit_records().values()] for store in (first, second)
+    ]
     assert hashes[0] == hashes[1]
 
 
@@ -176,7 +176,7 @@ def test_a_shard_with_non_finite_logits_fails_and_names_the_rows(poisoned: Path,
     assert caught.value.example_ids == tuple(bad[:5])
     assert caught.value.exit_code == 5
     assert store.committed_shards() == frozenset()
-    assert list((store.root / "data").iterdir()) == []
+    assert list((Path(store.root) / "data").iterdir()) == []
 
 
 def test_rows_with_non_finite_logits_are_left_out_and_listed(poisoned: Path, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_teacher_with_another_number_of_logits_than_labels_is_refused(model: P
     path = write_rows(rows, tmp_path / "rows.arrow")
     worker = ShardWorker(make_spec(model))
     with pytest.raises(TeacherError, match="gives 2 logits, its configuration names 3 labels"):
-        worker.process(ShardJob(str(store.root), str(path), "toy/train", plan.tasks()[0]))
+        worker.process(ShardJob(store.root, str(path), "toy/train", plan.tasks()[0]))
     worker.close()
 
 
@@ -239,7 +239,7 @@ def test_a_store_opens_with_datasets(model: Path, tmp_path: Path) -> None:
     run_all(ShardWorker(make_spec(model)), jobs)
     loaded = datasets.load_dataset(
         "arrow",
-        data_files=sorted(map(str, (store.root / "data").glob("*.arrow"))),
+        data_files=sorted(map(str, (Path(store.root) / "data").glob("*.arrow"))),
         split="train",
         cache_dir=str(tmp_path / "cache"),
     )
