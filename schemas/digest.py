@@ -5,6 +5,8 @@ Invariants:
        (tests/schemas/test_digest.py).
     2. ``replace_file`` leaves either the old or the new content, never a torn one
        (tests/schemas/test_digest.py).
+    3. Whatever bytes ``decode_document`` gets, it returns or raises ``DocumentError``, in bounded
+       memory (tests/schemas/test_digest.py, tests/reliability/test_fuzz_records.py).
 """
 
 from __future__ import annotations
@@ -18,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 DIGEST_KEY = "digest"
-MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
+MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
+# Python's objects take up to 50 times the bytes of a text such as `[[],[],...]`. Each of the values
+# (counted before parsing by what starts them: a bracket or a comma) costs at most some 300 bytes.
+MAX_DOCUMENT_VALUES = 2_000_000
+MAX_DOCUMENT_DEPTH = 64
+# Parsing an integer takes time quadratic in its digits; 128 bits are 39 of them.
+_MAX_INTEGER_DIGITS = 100
 
 
 class DocumentError(ValueError):
@@ -52,35 +60,62 @@ def encode_document(body: Mapping[str, Any]) -> bytes:
     ).encode()
 
 
-def decode_document(data: bytes) -> dict[str, Any]:
+def parse_json(data: bytes, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
+    """Parses strict JSON of anyone's making: UTF-8, no duplicate keys, no NaN, bounded size and depth.
+
+    Numbers may overflow to an infinity (``1e999``) and strings may hold lone surrogates: neither can be
+    encoded by ``canonical_json``.
+
+    Raises:
+        DocumentError: The bytes are no strict JSON, or too much of it.
+    """
+    if len(data) > max_bytes:
+        raise DocumentError(f"is larger than {max_bytes} bytes")
+    if sum(data.count(start) for start in (b",", b"[", b"{")) > MAX_DOCUMENT_VALUES:
+        raise DocumentError(f"holds more than {MAX_DOCUMENT_VALUES} values")
+    try:
+        # Decoded here, because json.loads would take UTF-16 and UTF-32 too.
+        value = json.loads(
+            data.decode(),
+            object_pairs_hook=_unique_keys,
+            parse_int=_parse_integer,
+            parse_constant=_refuse_constant,
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DocumentError(f"is not strict JSON ({error})") from error
+    _check_depth(value)
+    return value
+
+
+def decode_document(data: bytes, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:
     """Parses what ``encode_document`` wrote, and checks the digest.
 
     Raises:
-        DocumentError: The bytes are no strict JSON object, have a duplicate key, or do not match
-            their digest.
+        DocumentError: The bytes are no strict JSON object, have a duplicate key, are more than
+            ``max_bytes``, or do not match their digest.
     """
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise DocumentError(f"is larger than {MAX_DOCUMENT_BYTES} bytes")
-    try:
-        document = json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DocumentError(f"is not strict JSON ({error})") from error
+    document = parse_json(data, max_bytes=max_bytes)
     if not isinstance(document, dict):
         raise DocumentError("is not a JSON object")
     digest = document.pop(DIGEST_KEY, None)
-    if digest != hash_value(document):
+    try:
+        expected = hash_value(document)
+    except ValueError as error:
+        raise DocumentError("holds an infinity or a lone surrogate, which is not strict JSON") from error
+    if digest != expected:
         raise DocumentError("does not match its own digest: the file was damaged or edited")
     return document
 
 
-def read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Path, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:
     """Reads a self-digested JSON document.
 
     Raises:
         FileNotFoundError: There is no such file.
         DocumentError: See ``decode_document``.
     """
-    return decode_document(path.read_bytes())
+    with path.open("rb") as file:
+        return decode_document(file.read(max_bytes + 1), max_bytes=max_bytes)
 
 
 def write_document(path: Path, body: Mapping[str, Any]) -> None:
@@ -144,6 +179,22 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise DocumentError("has a duplicate key")
     return result
+
+
+def _parse_integer(text: str) -> int:
+    if len(text) > _MAX_INTEGER_DIGITS:
+        raise DocumentError(f"holds an integer of more than {_MAX_INTEGER_DIGITS} digits")
+    return int(text)
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DOCUMENT_DEPTH + 1):
+        level = [node for node in level if isinstance(node, dict | list)]
+        if not level:
+            return
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
+    raise DocumentError(f"is nested more than {MAX_DOCUMENT_DEPTH} deep")
 
 
 def _refuse_constant(name: str) -> None:
