@@ -7,6 +7,7 @@ Invariant: a directory that holds another job's result is refused, never overwri
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from distill.stage_directory import StageDirectory
 from schemas.digest import replace_file
 from schemas.errors import DataError, InterruptedRunError, RefusedError
 from schemas.job import JOB_FILE, StageJob, StageStatus
+
+# Where things lie, and what they are called: nothing that decides a weight.
+_IGNORED = re.compile(r"output|name|threads|init\.path|parts\.\d+\.rows")
+_STORE = re.compile(r"soft_targets\.\d+\.stores\.\d+\.\d+")
 
 Launch = Callable[[Path], StageStatus]
 
@@ -68,18 +73,33 @@ def run_job(job: StageJob, launch: Launch) -> bool:
     return True
 
 
-def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Lists the fields in which two jobs differ, as ``path: before -> now``; paths of files are left out."""
-    found: list[str] = []
-    for key in now:
-        old, new = before.get(key), now[key]
-        if old == new or key in ("output", "name", "threads", "rows"):
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differing_fields(old, new, f"{prefix}{key}.")
-        else:
-            found.append(f"{prefix}{key}: {_short(old)} -> {_short(new)}")
-    return found
+    old, new = ({path: _name(path, value) for path, value in _flatten(job).items()} for job in (before, now))
+    return [
+        f"{path}: {_short(old.get(path))} -> {_short(new.get(path))}"
+        for path in dict.fromkeys([*old, *new])
+        if old.get(path) != new.get(path) and not _IGNORED.fullmatch(path)
+    ]
+
+
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Returns the leaves below ``value`` by their dotted paths; an empty list or object is no leaf."""
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = list(enumerate(value))
+    else:
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat.update(_flatten(item, f"{path}.{key}" if path else str(key)))
+    return flat
+
+
+def _name(path: str, value: Any) -> Any:
+    # A store's directory is named by its plan and generation hashes, wherever it lies.
+    return value.rstrip("/").rsplit("/", 1)[-1] if _STORE.fullmatch(path) else value
 
 
 def _short(value: Any) -> str:

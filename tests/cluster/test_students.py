@@ -9,7 +9,7 @@ import pytest
 from cluster.students import is_complete, run_job
 from schemas.errors import DataError, InterruptedRunError, RefusedError
 from schemas.job import PartSource, StageJob, StageStatus
-from schemas.recipe import LayersInit, Training
+from schemas.recipe import FirstRows, LayersInit, Training
 
 
 def job(output: Path, **changes: Any) -> StageJob:
@@ -64,6 +64,38 @@ def test_another_job_in_the_same_place_is_refused_and_the_fields_named(tmp_path:
     with pytest.raises(RefusedError, match=r"training\.learning_rate: 5e-05 -> 0\.001") as caught:
         run_job(changed, Trainer())
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "named"),
+    [
+        ({"label_maps": {"t": {"x": "a"}}}, {}, ['label_maps.t.x: "a" -> null']),
+        ({}, {"label_maps": {"t": {"x": "a"}}}, ['label_maps.t.x: null -> "a"']),
+        (
+            {"training": Training(corpus="train", rows=FirstRows(first=5))},
+            {"training": Training(corpus="train", rows=FirstRows(first=6))},
+            ["training.rows.first: 5 -> 6"],
+        ),
+        (
+            {"soft_targets": [{"head": "t", "teachers": ["t"], "stores": [["/old/place/p-g"]]}]},
+            {"soft_targets": [{"head": "t", "teachers": ["t"], "stores": [["/new/place/p-h"]]}]},
+            ['soft_targets.0.stores.0.0: "p-g" -> "p-h"'],
+        ),
+        (
+            {"parts": [{"rows": "/a", "fingerprint": "f", "plan_hash": "p", "num_rows": 5}]},
+            {"parts": [{"rows": "/b", "fingerprint": "g", "plan_hash": "p", "num_rows": 5}]},
+            ['parts.0.fingerprint: "f" -> "g"'],
+        ),
+    ],
+    ids=["label map taken away", "label map added", "selected rows", "teacher's store", "corpus"],
+)
+def test_every_field_that_differs_is_named_and_no_path_is(
+    tmp_path: Path, before: dict[str, Any], now: dict[str, Any], named: list[str]
+) -> None:
+    run_job(job(tmp_path / "s", **before), Trainer())
+    with pytest.raises(RefusedError) as caught:
+        run_job(job(tmp_path / "s", **now), Trainer())
+    assert list(caught.value.differing) == named
 
 
 def test_a_stopped_job_is_an_interruption_and_goes_on_the_next_time(tmp_path: Path) -> None:
