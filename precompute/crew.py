@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from precompute.actors import Call, Failure, Loss, Outcome
+from precompute.driver_commit import commit_receipt
 from precompute.events import ProgressEvent, TeacherState
 from precompute.poison import describe_poison
 from precompute.queue import PoisonShard, ShardQueue, TeacherQueue
@@ -235,6 +236,7 @@ class Crew:
     def _settle(self, member: Member, job: ShardJob, outcome: Outcome, now_s: float) -> None:
         member.jobs.remove(job)
         if isinstance(outcome, ShardReceipt):
+            outcome = commit_receipt(outcome)
             member.num_rows_settled += outcome.num_rows + outcome.num_excluded
             self.jobs.complete(job)
             self.receipts.append(outcome)

@@ -226,20 +226,7 @@ class StoreWriter:
             ResourceError: The storage is full, unreachable, or may not be written.
             DamagedStoreError: Another attempt's record is there, damaged.
         """
-        name = f"{COMMIT_DIRECTORY}/{record_name(record.shard, record.revision)}"
-        try:
-            committed = self.storage.create(name, encode_record(record))
-        except BaseException:
-            self._withdraw(record)
-            raise
-        reach(FaultPoint.SHARD_COMMITTED)
-        if committed:
-            return record, True
-        self.storage.delete(f"{DATA_DIRECTORY}/{record.file}")
-        winner = load_commit(self.storage, record.shard, record.revision)
-        if winner is None:
-            raise DamagedStoreError(f"{name} is gone again", store=self.root, shard=record.shard)
-        return winner, False
+        return commit_shard(self.storage, record)
 
     def finish(self) -> Manifest:
         """Writes the manifest once every shard is committed; doing it again changes nothing.
@@ -299,15 +286,6 @@ class StoreWriter:
         reach(FaultPoint.SHARD_CHECKED)
         return content
 
-    def _withdraw(self, record: CommitRecord) -> None:
-        """Deletes the data file of a record that was not committed, where that is certain.
-
-        The record may be there although ``create`` raised, or may yet arrive at an object store; its
-        data file must then stay. ``tmkd store gc`` takes what is left.
-        """
-        if self.storage.settles and self.find_commit(record.shard, record.revision) != record:
-            self.storage.delete(f"{DATA_DIRECTORY}/{record.file}")
-
     def _make_record(
         self,
         task: ShardTask,
@@ -333,6 +311,34 @@ class StoreWriter:
             tail=content.tail,
             excluded=tuple(sorted(excluded, key=lambda row: row.ordinal)),
         )
+
+
+def commit_shard(storage: Storage, record: CommitRecord) -> tuple[CommitRecord, bool]:
+    """Creates a commit record only if it is absent. See ``StoreWriter.commit``."""
+    name = f"{COMMIT_DIRECTORY}/{record_name(record.shard, record.revision)}"
+    try:
+        committed = storage.create(name, encode_record(record))
+    except BaseException:
+        _withdraw(storage, record)
+        raise
+    reach(FaultPoint.SHARD_COMMITTED)
+    if committed:
+        return record, True
+    storage.delete(f"{DATA_DIRECTORY}/{record.file}")
+    winner = load_commit(storage, record.shard, record.revision)
+    if winner is None:
+        raise DamagedStoreError(f"{name} is gone again", store=storage.root, shard=record.shard)
+    return winner, False
+
+
+def _withdraw(storage: Storage, record: CommitRecord) -> None:
+    """Deletes the data file of a record that was not committed, where that is certain.
+
+    The record may be there although ``create`` raised, or may yet arrive at an object store; its
+    data file must then stay. ``tmkd store gc`` takes what is left.
+    """
+    if storage.settles and load_commit(storage, record.shard, record.revision) != record:
+        storage.delete(f"{DATA_DIRECTORY}/{record.file}")
 
 
 def _refuse_other(storage: Storage, identity: StoreIdentity) -> None:

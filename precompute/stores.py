@@ -218,7 +218,7 @@ def _check_labels(request: StoreRequest, labels: Sequence[str]) -> None:
 def _refuse_near_miss(target: _Target, settings: StoreSettings) -> None:
     if settings.new_store:
         return
-    differing = near_misses(settings.root, target.identity)
+    differing = near_misses(settings.root, target.identity, target.plan)
     if differing:
         teacher, corpus, part = target.request.key
         raise RefusedError(
@@ -269,6 +269,7 @@ def _fill_queues(
                 task=task,
                 on_bad_row=target.request.corpus.on_bad_row,
                 batch_rows=options.batch_rows,
+                driver_commits=options.single_committer,
             )
             for task in store.plan.tasks()
             if task.shard not in committed

@@ -7,6 +7,7 @@ from typing import Literal
 
 from schemas.plan import ShardTask
 from schemas.recipe import Teacher
+from schemas.records import CommitRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,14 @@ class ShardJob:
     """One shard to compute.
 
     Attributes:
-        store_root: Root of an opened store (``STORE.json`` and ``plan.arrow`` are there).
+        store_root: Location of an opened store (``STORE.json`` and ``plan.arrow`` are there).
         rows_path: The materialised corpus part.
         part: Corpus and part, for messages.
         task: Rows of the part.
         on_bad_row: What to do with a row whose logits are not finite.
         batch_rows: Rows of one record batch.
+        revision: Of the commit record: 0; a repair's is higher.
+        driver_commits: The worker only publishes the data file; the driver makes the commit record.
     """
 
     store_root: str
@@ -47,6 +50,8 @@ class ShardJob:
     task: ShardTask
     on_bad_row: Literal["fail", "exclude"] = "fail"
     batch_rows: int = 1024
+    revision: int = 0
+    driver_commits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class ShardReceipt:
 
     Attributes:
         committed: False if another attempt had committed the shard first (no harm).
+        record: What the driver has to commit, where it does that.
         seconds: Wall time of the shard, of which ``forward_seconds`` in the model.
     """
 
@@ -67,3 +73,4 @@ class ShardReceipt:
     seconds: float
     forward_seconds: float
     committed: bool
+    record: CommitRecord | None = None

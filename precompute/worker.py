@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from precompute.store_writer import StoreWriter
 from precompute.tasks import ShardJob, ShardReceipt, WorkerSpec
 from precompute.teacher import LoadedTeacher, TokenisedRows
 from schemas.errors import CorpusError, TeacherError
-from schemas.records import ExcludedRow
+from schemas.records import CommitRecord, ExcludedRow
 from schemas.rows import hash_texts, open_rows, text_columns
 
 _NOT_FINITE = "logits are not finite"
@@ -94,7 +94,7 @@ class ShardWorker:
             return True
 
     def process(self, job: ShardJob) -> ShardReceipt:
-        """Computes one shard and commits it.
+        """Computes one shard and commits it, unless another attempt has committed it meanwhile.
 
         Raises:
             CorpusError: The corpus's rows are not those of the store's plan.
@@ -104,6 +104,10 @@ class ShardWorker:
         began = time.perf_counter()
         prepared = self._take(job)
         store = self._open_store(job.store_root)
+        there = store.find_commit(job.task.shard, job.revision)
+        if there is not None:
+            # Another run on the same store, or a lost actor that was not dead, has been here.
+            return _make_receipt(job, there, committed=False, seconds=time.perf_counter() - began)
         result = self._run(prepared.tokens)
         if result.logits_RC.shape[1] != len(store.identity.native_labels):
             raise TeacherError(
@@ -116,17 +120,17 @@ class ShardWorker:
         excluded = self._exclude(job, prepared.rows, finite_R)
         rows = prepared.rows.filter(pa.array(finite_R)) if excluded else prepared.rows
         batches = encode_rows(rows, result.logits_RC[finite_R], store.schema, job.batch_rows)
-        record, committed = store.write_shard(job.task, batches, excluded)
-        return ShardReceipt(
-            store_root=job.store_root,
-            shard=job.task.shard,
-            num_rows=record.num_rows,
-            num_excluded=len(record.excluded),
+        record = store.write_data(job.task, batches, excluded, revision=job.revision)
+        committed = False
+        if not job.driver_commits:
+            record, committed = store.commit(record)
+        receipt = _make_receipt(job, record, committed=committed, seconds=time.perf_counter() - began)
+        return replace(
+            receipt,
             num_tokens=int(prepared.tokens.offsets[-1]),
             num_padded_tokens=result.num_padded_tokens,
-            seconds=time.perf_counter() - began,
             forward_seconds=result.seconds,
-            committed=committed,
+            record=record if job.driver_commits else None,
         )
 
     def close(self) -> None:
@@ -204,6 +208,20 @@ class ShardWorker:
             shard=job.task.shard,
             example_ids=named,
         )
+
+
+def _make_receipt(job: ShardJob, record: CommitRecord, *, committed: bool, seconds: float) -> ShardReceipt:
+    return ShardReceipt(
+        store_root=job.store_root,
+        shard=job.task.shard,
+        num_rows=record.num_rows,
+        num_excluded=len(record.excluded),
+        num_tokens=0,
+        num_padded_tokens=0,
+        seconds=seconds,
+        forward_seconds=0.0,
+        committed=committed,
+    )
 
 
 def _check_rows(job: ShardJob, rows: pa.Table, texts: Sequence[Sequence[str]], store: StoreWriter) -> None:

@@ -219,7 +219,7 @@ def test_a_given_store_is_found_by_its_rows_and_starts_nothing(make: Maker, give
     make.may_start = False
     request = given_request(given.root, make.part())
     # The recipe's cut is another one: the store's counts.
-    assert make(request, shard_rows=7) == {request.key: given.root}
+    assert make(request, shard_rows=7) == {request.key: Path(given.root)}
 
 
 def test_a_given_store_of_other_rows_is_refused_and_named(make: Maker, given: StoreWriter) -> None:
