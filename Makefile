@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-slow test-gpu check lint benchmarks wheel clean
+.PHONY: quickstart test test-slow test-gpu check lint benchmarks reliability wheel clean
 
 quickstart: $(STAMP)
 	$(BIN)/tmkd run recipes/quickstart.yaml
@@ -31,6 +31,10 @@ benchmarks: $(STAMP)
 	$(BIN)/python -m benchmarks.precompute
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.reader
+
+# Runs for the better part of an hour and writes docs/reliability.md.
+reliability: $(STAMP)
+	$(BIN)/python -m benchmarks.reliability
 
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 TALLY_VARIABLE = "TMKD_TALLY"
 
-Tally = Callable[[str, str, int, int], None]
+
+class Tally(Protocol):
+    """Counts one case."""
+
+    def __call__(self, area: str, case: str, tried: int, survived: int, *, seconds: float = 0.0) -> None:
+        """See ``Count``."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,14 @@ class Count:
         case: A row of it.
         tried: Faults, interruptions or examples.
         survived: How many of them ended as they should.
+        seconds: How long that took, where it says something.
     """
 
     area: str
     case: str
     tried: int
     survived: int
+    seconds: float = 0.0
 
 
 @pytest.fixture(scope="session")
@@ -40,16 +47,16 @@ def counts() -> list[Count]:
 
 @pytest.fixture(scope="session")
 def tally(counts: list[Count]) -> Tally:
-    """Returns ``tally(area, case, tried, survived)``.
+    """Returns ``tally(area, case, tried, survived, seconds=0.0)``.
 
     Where the environment variable TMKD_TALLY names a file, each call appends a line of JSON to it. One
     case may be counted by several calls: a reader adds them up.
     """
 
-    def count(area: str, case: str, tried: int, survived: int) -> None:
+    def count(area: str, case: str, tried: int, survived: int, *, seconds: float = 0.0) -> None:
         if not 0 <= survived <= tried:
             raise ValueError(f"{survived} survived of {tried} tried")
-        entry = Count(area, case, tried, survived)
+        entry = Count(area, case, tried, survived, seconds)
         counts.append(entry)
         path = os.environ.get(TALLY_VARIABLE)
         if path:
