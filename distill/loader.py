@@ -159,11 +159,16 @@ class StageLoader:
 
         Raises:
             RefusedError: The state is a position in other data.
-            DataError: See ``JoinedCorpus.gather``.
+            DataError: The state is not where a step begins; see ``JoinedCorpus.gather``.
         """
         self.start().check_same_data(state)
+        steps_done, rest = divmod(state.samples_consumed, self._options.global_batch)
+        if rest or state.samples_consumed >= len(self._rows):
+            raise DataError(
+                f"no step begins at row {state.samples_consumed} of an epoch of {len(self._rows)}"
+            )
         if num_steps is None:
-            num_steps = self.num_steps_per_epoch - state.samples_consumed // self._options.global_batch
+            num_steps = self.num_steps_per_epoch - steps_done
         return self._ahead(self._make_steps(state, num_steps))
 
     def evaluate(self, rows: Rows, batch_rows: int) -> Iterator[Batch]:

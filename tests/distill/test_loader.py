@@ -134,6 +134,13 @@ def test_a_state_of_other_rows_or_batches_is_refused(joined: JoinedCorpus) -> No
         list(_loader(joined).steps(_loader(joined, global_batch=4).start()))
 
 
+@pytest.mark.parametrize("consumed", [3, 37, 40])
+def test_a_position_where_no_step_begins_is_refused(joined: JoinedCorpus, consumed: int) -> None:
+    loader = _loader(joined)
+    with pytest.raises(DataError, match=f"no step begins at row {consumed} of an epoch of 37"):
+        loader.steps(loader.start().model_copy(update={"samples_consumed": consumed}))
+
+
 def test_evaluation_reads_every_row_once_over_all_ranks(joined: JoinedCorpus) -> None:
     rows = np.array([1, 5, 6, 20, 30, 31, 36])
     batches = [list(_loader(joined, rank, 3).evaluate(rows, 2)) for rank in range(3)]

@@ -63,6 +63,14 @@ def test_the_order_is_this_one_on_every_machine() -> None:
     assert order(KEY, 0, ROWS, BOUNDS, 0, 12).tolist() == FROZEN
 
 
+def test_shards_of_which_no_row_is_selected_count_for_no_window() -> None:
+    # As if they were not there: what an exclusion empties does not thin a window out.
+    rows = np.array([0, 1, 2, 3, 8, 9, 10, 11])
+    with_empty = order(KEY, 0, rows, BOUNDS, 0, 8)
+    without = order(KEY, 0, np.arange(8), np.array([0, 4, 8]), 0, 8)
+    assert with_empty.tolist() == rows[without].tolist()
+
+
 def test_the_order_follows_its_definition() -> None:
     def permute(count: int, *stream: object) -> np.ndarray:
         text = json.dumps(stream, separators=(",", ":")).encode()
