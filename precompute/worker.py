@@ -161,7 +161,7 @@ class ShardWorker:
     def _open_store(self, root: str) -> StoreWriter:
         with self._lock:
             if root not in self._stores:
-                self._stores[root] = StoreWriter.attach(Path(root))
+                self._stores[root] = StoreWriter.attach(root)
             return self._stores[root]
 
     def _run(self, tokens: TokenisedRows) -> _ForwardResult:
