@@ -5,12 +5,16 @@ Invariants:
        (tests/schemas/test_plan.py). A classification plan has no ``n_tokens`` column: teachers
        with different tokenizers share it.
     2. Shard ids come from the plan alone.
+    3. Whatever bytes ``parse_plan`` gets, it returns a plan whose ordinals are 0 to R - 1, whose ids are
+       unique and whose bounds cover its rows, or raises ``DataError``
+       (tests/schemas/test_plan.py, tests/reliability/test_fuzz_records.py).
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +23,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.digest import hash_value, replace_file
+from schemas.arrow_message import ArrowMessageError, read_file
+from schemas.digest import DocumentError, hash_value, parse_json, replace_file
 from schemas.errors import DataError
 from schemas.rows import TEXT_HASH_BYTES, fingerprint_columns
 
 PLAN_VERSION = 1
 _METADATA_KEY = b"tmkd.plan"
+_ID_ROWS = 65536
 _SCHEMA = pa.schema(
     [
         pa.field("ordinal", pa.int64(), nullable=False),
@@ -32,6 +38,10 @@ _SCHEMA = pa.schema(
         pa.field("text_hash", pa.binary(TEXT_HASH_BYTES), nullable=False),
     ]
 )
+
+
+class PlanContentError(ValueError):
+    """Rows, bounds or metadata that no plan has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +134,7 @@ def parse_plan(data: pa.Buffer | bytes, *, source: str, expected_hash: str | Non
     """Parses what ``encode_plan`` wrote and checks that rows and cut match their fingerprint.
 
     Args:
-        data: The file's bytes; a buffer is not copied.
+        data: The file's bytes; a buffer is not copied, and the plan keeps it alive.
         source: What errors call it, such as its path.
         expected_hash: Plan hash that it must have.
 
@@ -132,16 +142,15 @@ def parse_plan(data: pa.Buffer | bytes, *, source: str, expected_hash: str | Non
         DataError: The bytes are malformed, or not the plan with ``expected_hash``.
     """
     try:
-        table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-        header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-        bounds = tuple(int(bound) for bound in header["bounds"])
-        rows = table.replace_schema_metadata(None).cast(_SCHEMA)
+        metadata, batches = read_file(pa.py_buffer(data), _SCHEMA)
+        bounds, stated = _parse_header(metadata)
+        rows = pa.Table.from_batches(batches, schema=_SCHEMA)
+        _check_rows(rows, bounds)
         fingerprint = fingerprint_columns(rows.column("example_id"), rows.column("text_hash"))
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        if fingerprint != stated:
+            raise PlanContentError("its rows do not match its fingerprint")
+    except (ArrowMessageError, PlanContentError) as error:
         raise DataError(f"{source}: cannot be read as a plan ({error})") from error
-    ascending = all(low < high for low, high in itertools.pairwise(bounds))
-    if not bounds or bounds[0] != 0 or bounds[-1] != rows.num_rows or not ascending:
-        raise DataError(f"{source}: shard bounds do not cover the plan's {rows.num_rows} rows")
     plan = Plan(rows, bounds, fingerprint)
     if expected_hash is not None and plan.plan_hash != expected_hash:
         raise DataError(f"{source}: plan hash is {plan.plan_hash[:16]}, expected {expected_hash[:16]}")
@@ -165,3 +174,59 @@ def read_plan(path: Path, *, expected_hash: str | None = None) -> Plan:
     except OSError as error:
         raise DataError(f"{path}: cannot be read as a plan ({error})") from error
     return parse_plan(data, source=str(path), expected_hash=expected_hash)
+
+
+def _parse_header(metadata: Mapping[bytes, bytes]) -> tuple[tuple[int, ...], str]:
+    """Returns bounds and fingerprint."""
+    if set(metadata) != {_METADATA_KEY}:
+        raise PlanContentError(f"its metadata are not {_METADATA_KEY.decode()} alone")
+    try:
+        header = parse_json(metadata[_METADATA_KEY])
+    except DocumentError as error:
+        raise PlanContentError(f"its metadata {error}") from error
+    if not isinstance(header, dict) or set(header) != {"plan", "bounds", "fingerprint"}:
+        raise PlanContentError("its metadata have other fields than plan, bounds and fingerprint")
+    if header["plan"] != PLAN_VERSION:
+        raise PlanContentError(f"it is not of plan version {PLAN_VERSION}, which this tmkd reads")
+    bounds, fingerprint = header["bounds"], header["fingerprint"]
+    # A bool is an int to Python.
+    if not isinstance(bounds, list) or any(type(bound) is not int for bound in bounds):
+        raise PlanContentError("its shard bounds are no list of integers")
+    if not isinstance(fingerprint, str):
+        raise PlanContentError("its fingerprint is no string")
+    return tuple(bounds), fingerprint
+
+
+def _check_rows(rows: pa.Table, bounds: tuple[int, ...]) -> None:
+    ascending = all(low < high for low, high in itertools.pairwise(bounds))
+    if not bounds or bounds[0] != 0 or bounds[-1] != rows.num_rows or not ascending:
+        raise PlanContentError(f"its shard bounds do not cover its {rows.num_rows} rows")
+    start = 0
+    for chunk in rows.column("ordinal").chunks:
+        if not np.array_equal(chunk.to_numpy(), np.arange(start, start + len(chunk))):
+            raise PlanContentError("its ordinals do not count its rows from 0")
+        start += len(chunk)
+    repeated = _find_repeated(rows.column("example_id"))
+    if repeated is not None:
+        raise PlanContentError(f"example id {repeated[:100]!r} is there twice")
+
+
+def _find_repeated(example_ids: pa.ChunkedArray) -> str | None:
+    """Returns an id that is there twice, if any, in 8 bytes per row.
+
+    Python's hash of a string is keyed: nobody can make ids that collide, as for Arrow's own hash tables.
+    """
+    hashes = np.empty(len(example_ids), np.int64)
+    for start in range(0, len(hashes), _ID_ROWS):
+        ids = example_ids.slice(start, _ID_ROWS).to_pylist()
+        hashes[start : start + len(ids)] = np.fromiter(map(hash, ids), np.int64, len(ids))
+    hashes.sort()
+    suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    seen: set[str] = set()
+    for start in range(0, len(hashes) if suspects else 0, _ID_ROWS):
+        for example_id in example_ids.slice(start, _ID_ROWS).to_pylist():
+            if hash(example_id) in suspects:
+                if example_id in seen:
+                    return example_id
+                seen.add(example_id)
+    return None

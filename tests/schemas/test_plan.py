@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from schemas import plan as plan_module
 from schemas.errors import DataError
-from schemas.plan import cut_rows, make_plan, read_plan, write_plan
-from schemas.rows import corpus_schema, hash_texts
+from schemas.plan import cut_rows, encode_plan, make_plan, parse_plan, read_plan, write_plan
+from schemas.rows import corpus_schema, fingerprint_columns, hash_texts
 
 
 def corpus(texts: list[str]) -> pa.Table:
@@ -72,4 +75,136 @@ def test_a_plan_whose_rows_were_swapped_has_another_hash(tmp_path: Path) -> None
 def test_a_file_that_is_no_plan_is_a_data_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "plan.arrow").write_bytes(content)
     with pytest.raises(DataError):
+        read_plan(tmp_path / "plan.arrow")
+
+
+ROWS = make_plan(corpus(["a", "b", "c"]), 2).rows
+
+
+def refuse(data: bytes, match: str) -> None:
+    with pytest.raises(DataError, match=f"^here: cannot be read as a plan .*{match}"):
+        parse_plan(data, source="here")
+
+
+def forge(
+    rows: pa.Table = ROWS, *, codec: str | None = None, metadata: dict[str, str] | None = None, **header: Any
+) -> bytes:
+    """Returns the bytes of a plan with the right fingerprint and anything else as told."""
+    fingerprint = fingerprint_columns(rows.column("example_id"), rows.column("text_hash"))
+    honest = {"plan": 1, "bounds": [0, 2, 3], "fingerprint": fingerprint}
+    table = rows.replace_schema_metadata(metadata or {"tmkd.plan": json.dumps({**honest, **header})})
+    sink = pa.BufferOutputStream()
+    writer = pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec))
+    writer.write_table(table)
+    writer.close()
+    return bytes(sink.getvalue())
+
+
+def replace(name: str, values: list[Any]) -> pa.Table:
+    field = ROWS.schema.field(name)
+    return ROWS.set_column(ROWS.schema.get_field_index(name), field, pa.array(values, field.type))
+
+
+def test_a_plan_is_parsed_from_bytes_and_from_a_buffer() -> None:
+    plan = make_plan(corpus(["a", "b", "c"]), 2)
+    data = encode_plan(plan)
+    assert data == forge()
+    for given in (data, pa.py_buffer(data)):
+        parsed = parse_plan(given, source="here", expected_hash=plan.plan_hash)
+        assert parsed.rows.equals(plan.rows)
+        assert parsed.bounds == plan.bounds
+        assert parsed.plan_hash == plan.plan_hash
+
+
+def test_a_plan_of_several_batches_is_parsed() -> None:
+    pieces = pa.concat_tables([ROWS.slice(0, 1), ROWS.slice(1, 2)])
+    assert parse_plan(forge(pieces), source="here").rows.equals(ROWS)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        [],
+        [0],
+        [0, 3, 2, 3],
+        [0, 2, 2, 3],
+        [1, 3],
+        [0, 2],
+        [0, 4],
+        [-1, 0, 3],
+        [0, 2**62, 3],
+        [False, 3],
+        [0, 3.0],
+        ["0", "3"],
+        [0, None],
+        "03",
+        3,
+        None,
+        {"0": 3},
+    ],
+)
+def test_bounds_that_do_not_cover_the_rows_are_refused(bounds: Any) -> None:
+    refuse(forge(bounds=bounds), "bounds")
+
+
+@pytest.mark.parametrize("ordinals", [[0, 1, 1], [1, 2, 3], [0, 2, 1], [0, 1, 2**62], [-1, 0, 1]])
+def test_ordinals_that_do_not_count_the_rows_are_refused(ordinals: list[int]) -> None:
+    refuse(forge(replace("ordinal", ordinals)), "ordinals")
+
+
+def test_an_example_id_that_is_there_twice_is_refused() -> None:
+    refuse(forge(replace("example_id", ["p/0", "p/1", "p/0"])), "'p/0' is there twice")
+    refuse(forge(replace("example_id", ["", "p/1", ""])), "'' is there twice")
+
+
+def test_ids_whose_hashes_collide_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "hash", lambda _: 7, raising=False)
+    assert parse_plan(forge(), source="here").num_rows == 3
+    refuse(forge(replace("example_id", ["p/0", "p/1", "p/0"])), "twice")
+
+
+def test_a_compressed_plan_is_refused() -> None:
+    refuse(forge(codec="zstd"), "compressed")
+
+
+def test_a_plan_with_nulls_or_other_columns_is_refused() -> None:
+    refuse(forge(replace("example_id", ["a", None, "b"])), "nulls")
+    refuse(forge(ROWS.append_column("n_tokens", pa.array([1, 2, 3]))), "4 columns, not 3")
+    refuse(forge(ROWS.set_column(0, "ordinal", pa.array([0, 1, 2], pa.int32()))), "columns are not")
+
+
+@pytest.mark.parametrize(
+    ("header", "match"),
+    [
+        ({"plan": 2}, "plan version"),
+        ({"plan": "1"}, "plan version"),
+        ({"surplus": 1}, "other fields"),
+        ({"fingerprint": "0" * 64}, "fingerprint"),
+        ({"fingerprint": None}, "fingerprint"),
+    ],
+)
+def test_a_header_with_other_fields_is_refused(header: dict[str, Any], match: str) -> None:
+    refuse(forge(**header), match)
+
+
+@pytest.mark.parametrize(
+    "header", ["", "{}", "[]", "null", "[" * 100_000, '{"plan": 1, "plan": 1}', '{"bounds": [1e999]}']
+)
+def test_a_header_that_is_no_strict_json_is_refused(header: str) -> None:
+    refuse(forge(metadata={"tmkd.plan": header}), "metadata")
+
+
+def test_other_metadata_than_the_header_is_refused() -> None:
+    refuse(forge(metadata={"other": "{}"}), "metadata")
+
+
+def test_a_changed_row_is_noticed_without_knowing_the_plan_hash() -> None:
+    data = encode_plan(make_plan(corpus(["a", "b", "c"]), 2))
+    changed = data.replace(b"p/1", b"p/7")
+    assert changed != data
+    refuse(changed, "fingerprint")
+
+
+def test_a_missing_plan_is_a_data_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read as a plan"):
         read_plan(tmp_path / "plan.arrow")
