@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from typing import Any
 
 from schemas.errors import RecipeError
@@ -27,6 +28,17 @@ _NUM_CONNECTIONS = 32
 _NUM_PARTS_AT_ONCE = 4
 
 _filesystems: dict[tuple[int, str, RetrySettings, str], Any] = {}
+_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+# A thread that is not there in the child may have held it. The parent's file systems stay listed under
+# the parent's id: to let go of one would make it close its connections on the parent's event loop.
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def protocol_of(url: str) -> str:
@@ -41,11 +53,10 @@ def open_filesystem(url: str, settings: RetrySettings) -> Any:
         RecipeError: The scheme is unknown, or its package is not installed.
     """
     key = (os.getpid(), protocol_of(url), settings, _hash_environment())
-    if key not in _filesystems:
-        # Two threads may both make one; the second replaces the first, which goes on to work. A lock
-        # could be held by another thread at the moment of a fork.
-        _filesystems[key] = _make_filesystem(url, settings)
-    return _filesystems[key]
+    with _lock:
+        if key not in _filesystems:
+            _filesystems[key] = _make_filesystem(url, settings)
+        return _filesystems[key]
 
 
 def needs_directories(url: str) -> bool:

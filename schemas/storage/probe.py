@@ -6,7 +6,7 @@ fsspec file systems look first and write afterwards.
 
 Invariants (tests/schemas/test_probe.py):
     1. A service that overwrites, or lets two of several concurrent creators win, is refused.
-    2. The probe leaves no file.
+    2. The probe leaves no file on a service that answers.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ def probe_create(storage: Storage, create: Create) -> None:
         ResourceError: The second create of a file succeeds, or the service cannot be used at all.
     """
     token = uuid.uuid4().hex
-    names = [f"{PROBE_PREFIX}{token}-{kind}" for kind in ("twice", "race")]
-    try:
-        _create_twice(storage, create, names[0])
-        _create_at_once(storage, create, names[1])
-    finally:
-        for name in names:
-            storage.delete(name)
+    for kind, fault_of in (("twice", _create_twice), ("race", _create_at_once)):
+        name = f"{PROBE_PREFIX}{token}-{kind}"
+        fault = fault_of(storage, create, name)
+        storage.delete(name)
+        if fault is not None:
+            raise refuse(storage.root, fault)
 
 
 def refuse(root: str, reason: str) -> ResourceError:
@@ -53,26 +52,32 @@ def refuse(root: str, reason: str) -> ResourceError:
     )
 
 
-def _create_twice(storage: Storage, create: Create, name: str) -> None:
+def _create_twice(storage: Storage, create: Create, name: str) -> str | None:
+    """Returns what is wrong with creating a file again, or None."""
     first, second = b"first", b"second"
     if not create(name, first):
-        raise refuse(storage.root, "it refuses to create a file that was never there")
-    created_again = create(name, second)
-    if created_again or storage.read(name, max_bytes=64) != first:
-        raise refuse(storage.root, "it ignores the condition to create a file only if it is absent")
+        return "it refuses to create a file that was never there"
+    if create(name, second) or storage.read(name, max_bytes=64) != first:
+        return "it ignores the condition to create a file only if it is absent"
+    return None
 
 
-def _create_at_once(storage: Storage, create: Create, name: str) -> None:
+def _create_at_once(storage: Storage, create: Create, name: str) -> str | None:
+    """Returns what is wrong with creating a file at once, or None."""
     start = threading.Barrier(_NUM_RACERS)
 
     def race(racer: int) -> bool:
         start.wait()
-        return create(name, f"racer {racer}".encode())
+        return create(name, _racer_bytes(racer))
 
     with ThreadPoolExecutor(_NUM_RACERS) as pool:
-        won = list(pool.map(race, range(_NUM_RACERS)))
-    winners = [f"racer {racer}".encode() for racer, has_won in enumerate(won) if has_won]
-    if len(winners) != 1 or storage.read(name, max_bytes=64) != winners[0]:
-        raise refuse(
-            storage.root, f"{len(winners)} of {_NUM_RACERS} that created one file at once were told they had"
-        )
+        winners = [racer for racer, has_won in enumerate(pool.map(race, range(_NUM_RACERS))) if has_won]
+    if len(winners) != 1:
+        return f"{len(winners)} of {_NUM_RACERS} that created one file at once were told that they had"
+    if storage.read(name, max_bytes=64) != _racer_bytes(winners[0]):
+        return "it overwrites what another created at the same time"
+    return None
+
+
+def _racer_bytes(racer: int) -> bytes:
+    return f"racer {racer}".encode()

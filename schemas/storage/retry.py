@@ -23,7 +23,8 @@ from tenacity import (
     retry_if_exception,
     stop_after_attempt,
     stop_after_delay,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 
 from schemas.errors import RecipeError, first_line
@@ -52,7 +53,7 @@ class RetrySettings:
         total_s: No further try begins later than this after the first. The transfer of a whole shard is
             bounded by its tries alone.
         first_wait_s: Wait before the second try; it doubles, and up to as much is added at random.
-        longest_wait_s: Bound of a wait.
+        longest_wait_s: Bound of what doubles.
         connect_timeout_s: For a connection.
         read_timeout_s: For the next byte of an answer.
     """
@@ -99,9 +100,8 @@ def persist(
     stop = stop_after_attempt(settings.num_attempts)
     retrying = Retrying(
         stop=stop if is_transfer else stop | stop_after_delay(settings.total_s),
-        wait=wait_exponential_jitter(
-            initial=settings.first_wait_s, max=settings.longest_wait_s, jitter=settings.first_wait_s
-        ),
+        wait=wait_exponential(multiplier=settings.first_wait_s, max=settings.longest_wait_s)
+        + wait_random(0, settings.first_wait_s),
         retry=retry_if_exception(is_transient),
         before_sleep=lambda state: _log_try(state, location),
         reraise=True,
