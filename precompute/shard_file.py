@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import pyarrow as pa
 import xxhash
 
 from schemas.plan import Plan, ShardTask
 from schemas.records import BatchRecord, ExcludedRow
 from schemas.rows import fingerprint_columns
+from schemas.shard_rows import ShardRowsError, check_rows, select_rows
 
 # An Arrow IPC file starts with "ARROW1" padded to 8 bytes, then the schema message.
 MAGIC_BYTES = 8
@@ -125,23 +125,9 @@ def _describe_region(data: pa.Buffer, start: int, stop: int, num_rows: int) -> B
 
 
 def _check_rows(table: pa.Table, plan: Plan, task: ShardTask, excluded: Sequence[ExcludedRow]) -> str:
-    for name in table.column_names:
-        if table.column(name).null_count:
-            raise ShardContentError(f"column {name} has null values")
-    absent = {row.ordinal for row in excluded}
-    if len(absent) != len(excluded) or any(not task.start <= row < task.stop for row in absent):
-        raise ShardContentError("excluded rows are listed twice or lie outside the shard")
-    expected = [row for row in range(task.start, task.stop) if row not in absent]
-    if table.column("ordinal").to_pylist() != expected:
-        raise ShardContentError(
-            f"rows are not those of the plan ({table.num_rows}, expected {len(expected)})"
-        )
-    chosen = plan.rows.take(pa.array(expected, pa.int64()))
-    for name in ("example_id", "text_hash"):
-        if not table.column(name).equals(chosen.column(name)):
-            raise ShardContentError(f"column {name} differs from the plan")
-    logits = table.column("logits").combine_chunks()
-    values = logits.flatten() if table.num_rows else pa.array([], pa.float32())
-    if values.null_count or not np.isfinite(values.to_numpy(zero_copy_only=False)).all():
-        raise ShardContentError("logits are not all finite")
-    return fingerprint_columns(chosen.column("example_id"), chosen.column("text_hash"))
+    try:
+        expected = select_rows(plan, task.start, task.stop, excluded)
+        check_rows(table, expected)
+    except ShardRowsError as error:
+        raise ShardContentError(str(error)) from error
+    return fingerprint_columns(expected.column("example_id"), expected.column("text_hash"))
