@@ -1,0 +1,296 @@
+"""Runs that fill one store, in this process or in children, that can be ended or paused at any step.
+
+A run does what ``precompute.stores.make_stores`` and a worker do with one store, with a teacher whose
+logits are a function of the row. Nothing here imports torch or Ray, so that a child starts in no time:
+children are forked from a server process that has imported this module.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from cluster.catalog import verify_store
+from precompute.encode import encode_rows
+from precompute.store_writer import StoreWriter
+from schemas.digest import hash_value
+from schemas.fault_points import FaultPoint, listen
+from schemas.plan import Plan, ShardTask, make_plan
+from schemas.records import MANIFEST_FILE, PLAN_FILE, STORE_FILE, StoreIdentity
+from schemas.storage.location import open_storage
+from schemas.store_files import has_file, load_commits, load_manifest
+from tests.store_factory import make_table
+
+LABELS = ("yes", "no")
+POINTS = tuple(point for point in FaultPoint if not point.startswith("checkpoint-"))
+ACTOR_POINTS = tuple(point for point in POINTS if point.startswith(("shard-", "record-")))
+_GRACE_S = 30.0
+_CONTEXT = multiprocessing.get_context("forkserver")
+# Pandas: pyarrow imports it, where it is there, at the first conversion.
+_CONTEXT.set_forkserver_preload(["pytest", "pandas", "pyarrow.pandas_compat", __name__])
+
+Step = tuple[FaultPoint, int]
+"""A fault point and how often it was reached before."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large a run's store is."""
+
+    num_rows: int = 10
+    shard_rows: int = 4
+    batch_rows: int = 2
+
+    def plan(self) -> Plan:
+        """Returns the plan over a made-up part."""
+        texts = [(f"text {row}",) for row in range(self.num_rows)]
+        return make_plan(make_table(texts, [0] * self.num_rows), self.shard_rows)
+
+
+SMALL = Shape()
+
+
+@dataclass(frozen=True)
+class Try:
+    """One shard that a run wrote.
+
+    Attributes:
+        file: The data file that counts in the end.
+        committed: Whether this run's record is the one that counts.
+    """
+
+    shard: int
+    file: str
+    committed: bool
+
+
+@contextmanager
+def memory_directory() -> Iterator[Path]:
+    """Yields a directory where syncing costs nothing, if the system has one: the runs sync a lot."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as directory:
+        yield Path(directory)
+
+
+def make_identity(plan: Plan) -> StoreIdentity:
+    """Returns the identity that all runs share."""
+    generation = {"weights": "b" * 64}
+    return StoreIdentity(
+        plan_hash=plan.plan_hash,
+        generation_hash=hash_value(generation),
+        generation=generation,
+        native_labels=LABELS,
+        teacher="fake",
+        corpus="toy",
+        part="train",
+    )
+
+
+def make_batches(store: StoreWriter, task: ShardTask, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """Yields a shard's record batches; row i has logits (i / 2, -i * i)."""
+    ordinals = np.arange(task.start, task.stop, dtype=np.float32)
+    logits_RC = np.stack([ordinals / 2, -ordinals * ordinals], axis=1)
+    rows = store.plan.rows.slice(task.start, task.num_rows)
+    yield from encode_rows(rows, logits_RC, store.schema, batch_rows)
+
+
+def run_store(root: Path | str, shape: Shape = SMALL) -> list[Try]:
+    """Fills the store at ``root``, from wherever it is, until it is complete."""
+    plan = shape.plan()
+    identity = make_identity(plan)
+    if has_file(open_storage(root), MANIFEST_FILE):
+        if StoreWriter.attach(root, expected=identity).is_complete():
+            return []
+    store = StoreWriter.open(root, identity, plan)
+    tries = list(run_shards(store, shape.batch_rows))
+    store.finish()
+    return tries
+
+
+def run_shards(store: StoreWriter, batch_rows: int) -> Iterator[Try]:
+    """Writes the shards that nobody has committed when their turn comes."""
+    committed = store.committed_shards()
+    for task in store.plan.tasks():
+        if task.shard in committed or store.find_commit(task.shard, 0) is not None:
+            continue
+        record, mine = store.write_shard(task, make_batches(store, task, batch_rows))
+        yield Try(task.shard, record.file, mine)
+
+
+@contextmanager
+def at_step(step: Step | None, action: Callable[[], None]) -> Iterator[None]:
+    """Does ``action`` when this process reaches ``step``."""
+    num_left = step[1] if step else 0
+
+    def hear(point: FaultPoint) -> None:
+        nonlocal num_left
+        if step is None or point is not step[0]:
+            return
+        num_left -= 1
+        if num_left == -1:
+            action()
+
+    listen(hear)
+    try:
+        yield
+    finally:
+        listen(None)
+
+
+def trace_run(root: Path | str, shape: Shape = SMALL) -> list[Step]:
+    """Runs without a fault and returns every step that it reached, in order."""
+    points: list[FaultPoint] = []
+    listen(points.append)
+    try:
+        run_store(root, shape)
+    finally:
+        listen(None)
+    return [(point, points[:place].count(point)) for place, point in enumerate(points)]
+
+
+def kill_self() -> None:
+    """Ends this process as the kernel would: nothing of Python runs any more."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def pause_self() -> None:
+    """Stops this process until somebody continues it."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What a child does.
+
+    Attributes:
+        root: The store.
+        step: Where ``action`` happens.
+        action: ``kill_self``, ``pause_self``, or None.
+        environ: Variables to set first.
+        report: Where the shards that it wrote are listed, if it comes to its end.
+        start: The child waits until this file is there.
+    """
+
+    root: str
+    shape: Shape = SMALL
+    step: Step | None = None
+    action: Callable[[], None] | None = None
+    environ: Mapping[str, str] | None = None
+    report: Path | None = None
+    start: Path | None = None
+
+    def do(self) -> None:
+        """Runs, inside the child."""
+        os.environ.update(self.environ or {})
+        while self.start is not None and not self.start.exists():
+            time.sleep(0.001)
+        with at_step(self.step, self.action or _nothing):
+            tries = run_store(self.root, self.shape)
+        if self.report is not None:
+            lines = [f"{one.shard} {one.file} {int(one.committed)}\n" for one in tries]
+            self.report.write_text("".join(lines))
+
+
+@contextmanager
+def children(*errands: Errand) -> Iterator[Sequence[BaseProcess]]:
+    """Starts a child for each errand; none of them outlives the block."""
+    processes = [_CONTEXT.Process(target=errand.do, daemon=True) for errand in errands]
+    for process in processes:
+        process.start()
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def run_child(errand: Errand) -> int:
+    """Runs a child to its end and returns its exit code; minus the signal if one ended it."""
+    with children(errand) as (process,):
+        return wait_for_end(process)
+
+
+def wait_for_end(process: BaseProcess) -> int:
+    """Waits for a child and returns its exit code."""
+    process.join(_GRACE_S)
+    assert process.exitcode is not None, "a child does not end"
+    return process.exitcode
+
+
+def wait_for_pause(process: BaseProcess) -> None:
+    """Waits until a child has stopped itself."""
+    deadline_s = time.monotonic() + _GRACE_S
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        assert process.is_alive(), f"it ended with {process.exitcode} before it paused"
+        assert time.monotonic() < deadline_s, "it never paused"
+        time.sleep(0.002)
+
+
+def read_report(path: Path) -> list[Try]:
+    """Reads what a child reported."""
+    lines = [line.split() for line in path.read_text().splitlines()]
+    return [Try(int(shard), file, bool(int(mine))) for shard, file, mine in lines]
+
+
+def read_store(root: Path) -> pa.Table:
+    """Reads a finished store's rows, shard by shard, with nothing but pyarrow."""
+    records = [commit.record for commit in load_commits(open_storage(root)).values()]
+    tables = [pa.ipc.open_file(pa.memory_map(str(root / "data" / record.file))) for record in records]
+    return pa.concat_tables(table.read_all() for table in tables)
+
+
+def expected_table(shape: Shape = SMALL) -> pa.Table:
+    """Returns the rows of a finished store, made without any of the code that writes one."""
+    plan = shape.plan()
+    values = [[row / 2, -float(row * row)] for row in range(shape.num_rows)]
+    logits = pa.array(values, pa.list_(pa.float32(), len(LABELS)))
+    names = ("ordinal", "example_id", "text_hash")
+    return pa.table([*(plan.rows.column(name) for name in names), logits], names=[*names, "logits"])
+
+
+def leftovers(root: Path) -> list[str]:
+    """Lists the files of a store that nothing refers to."""
+    storage = open_storage(root)
+    commits = load_commits(storage).values()
+    referenced = {STORE_FILE, PLAN_FILE, MANIFEST_FILE}
+    referenced |= {f"commit/{commit.name}" for commit in commits}
+    referenced |= {f"data/{commit.record.file}" for commit in commits}
+    found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    return sorted(found - referenced)
+
+
+def is_garbage(name: str) -> bool:
+    """Tells whether a left file is one that ``tmkd store gc`` knows: temporary, or an attempt's data."""
+    base = name.rpartition("/")[2]
+    return (base.startswith(".") and base.endswith(".tmp")) or (
+        name.startswith("data/s") and name.endswith(".arrow")
+    )
+
+
+def check_finished(root: Path, shape: Shape = SMALL, *, where: object = "") -> None:
+    """Checks that a store is complete, sound, and has the content of an undisturbed run."""
+    for deep in (False, True):
+        assert verify_store(root, deep=deep)["num_rows"] == shape.num_rows, where
+    manifest = load_manifest(open_storage(root))
+    assert manifest is not None, where
+    num_shards = shape.plan().num_shards
+    assert [shard.shard for shard in manifest.shards] == list(range(num_shards)), where
+    assert read_store(root).cast(expected_table(shape).schema).equals(expected_table(shape)), where
+    assert all(is_garbage(name) for name in leftovers(root)), (where, leftovers(root))
+
+
+def _nothing() -> None:
+    """The action of a run that nothing happens to."""
