@@ -7,20 +7,18 @@ Invariants:
        leaves 66 MiB in ``/dev/shm`` (tests/distill/test_engine.py).
     2. Batch fields, optimizer and schedule come from the job, never from the user's configuration
        (tests/distill/test_engine.py).
-    3. ``gather_weights`` returns full float32 weights at every ZeRO stage
-       (tests/distill/test_engine.py).
+    3. Full float32 weights and moments of a parameter can be had and set at every ZeRO stage
+       (tests/distill/test_engine_state.py).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -35,12 +33,21 @@ if not torch.accelerator.is_available():
 
 import deepspeed
 from deepspeed.accelerator import get_accelerator
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
 
+Engine: TypeAlias = deepspeed.DeepSpeedEngine
+# What AdamW keeps of a parameter, beside the number of its steps.
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
 _BATCH_FIELDS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-# What torch.save says of a write that was cut short; the operating system's error is lost there.
-_CUT_SHORT = re.compile(r"unexpected pos \d+|PytorchStreamWriter failed writing")
 _OWN_FIELDS = (*_BATCH_FIELDS, "optimizer", "scheduler")
 
 
@@ -91,7 +98,7 @@ def stop_process_group() -> None:
         deepspeed.comm.destroy_process_group()
 
 
-def build_engine(module: torch.nn.Module, job: StageJob, plan: StepPlan) -> deepspeed.DeepSpeedEngine:
+def build_engine(module: torch.nn.Module, job: StageJob, plan: StepPlan) -> Engine:
     """Wraps a model for training; the process group must have been started.
 
     Args:
@@ -157,7 +164,7 @@ def engine_config(job: StageJob, plan: StepPlan, world_size: int) -> dict[str, A
     }
 
 
-def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float:
+def take_step(engine: Engine, max_grad_norm: float) -> float:
     """Clips and applies the accumulated gradients.
 
     Returns:
@@ -172,42 +179,138 @@ def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float:
     return float(engine.get_global_grad_norm() or 0.0)
 
 
-def gather_weights(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor]:
-    """Collects the full weights; every rank must call it.
+def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """Returns a parameter's shape, also where ZeRO 3 has emptied it and keeps the shape beside it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
-    Returns:
-        The module's state dict on the CPU: float32 parameters (from the optimizer's own copy where
-        the module computes in another type or is partitioned), buffers as they are.
+
+def full_parameter(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """Returns a whole parameter, float32 and detached; every rank must call it.
+
+    It comes from the optimizer's own copy where the module computes in another type or is partitioned.
+    It may share the parameter's memory.
     """
-    parameters = dict(engine.module.named_parameters(remove_duplicate=False))
-    weights: dict[str, torch.Tensor] = {}
-    for name, value in engine.module.state_dict().items():
-        parameter = parameters.get(name)
-        full = value if parameter is None else _full_parameter(parameter)
-        weights[name] = full.detach().to("cpu", copy=True)
-    return weights
+    partitioned = _is_partitioned(parameter)
+    if partitioned or parameter.dtype != torch.float32:
+        full = safe_get_full_fp32_param(parameter)
+        if full is not None:
+            return full.detach().float()
+    if partitioned:
+        # A frozen parameter of ZeRO 3 has no optimizer copy.
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().float().clone()
+    return parameter.detach().float()
 
 
-def save_engine(engine: deepspeed.DeepSpeedEngine, directory: Path, tag: str) -> None:
-    """Writes weights, optimizer and schedule to ``directory/tag``; every rank must call it.
+@torch.no_grad()
+def set_full_parameter(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
+    """Sets a parameter and the optimizer's copy of it; every rank must call it.
 
-    Raises:
-        ResourceError: The disk is full.
+    Args:
+        parameter: Of an engine's module.
+        value: float32, of its full shape, on this rank's device; the same on every rank.
     """
-    try:
-        engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
-    except RuntimeError as error:
-        if not _CUT_SHORT.search(str(error)):
-            raise
-        raise ResourceError(
-            f"{directory}: the checkpoint cannot be written whole; is the disk full? "
-            "Free space and run the same command again"
-        ) from error
+    if not _is_partitioned(parameter):
+        parameter.copy_(value)
+        if hasattr(parameter, "_hp_mapping"):
+            safe_set_full_fp32_param(parameter, value)
+        return
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        parameter.copy_(value)
+    if parameter.requires_grad:
+        safe_set_local_fp32_param(parameter, _own_part(parameter, value))
 
 
-def load_engine(engine: deepspeed.DeepSpeedEngine, directory: Path, tag: str) -> None:
-    """Restores what ``save_engine`` wrote; every rank must call it."""
-    engine.load_checkpoint(str(directory), tag=tag)
+def step_of(engine: Engine, parameter: torch.nn.Parameter) -> float | None:
+    """Returns how many steps AdamW has taken on a parameter; None before the first, or if it is frozen."""
+    if not parameter.requires_grad:
+        return None
+    state = engine.basic_optimizer.state
+    # ZeRO steps on flat partitions of all parameters together.
+    key = parameter if _is_plain(engine.config) else _flat_partitions(engine)[0]
+    return float(state[key]["step"]) if state.get(key) else None
+
+
+def full_moment(engine: Engine, parameter: torch.nn.Parameter, name: str) -> torch.Tensor:
+    """Returns one of ``MOMENTS`` of a parameter that has been stepped on, float32 of its full shape.
+
+    Every rank must call it.
+    """
+    if _is_plain(engine.config):
+        return torch.Tensor.float(engine.basic_optimizer.state[parameter][name])
+    mapping = getattr(parameter, "_hp_mapping", None)
+    if mapping is not None and name not in (mapping.optim_fragment or {}):
+        _link_moments(engine)
+    return torch.Tensor.float(safe_get_full_optimizer_state(parameter, name))
+
+
+@torch.no_grad()
+def start_moments(engine: Engine, steps: Mapping[str, float]) -> None:
+    """Gives a fresh optimizer the state of one that has taken steps, with moments of zero.
+
+    Args:
+        engine: Before its first step.
+        steps: For each parameter that has been stepped on, by name, how many times.
+    """
+    if not steps:
+        return
+    parameters = dict(engine.module.named_parameters())
+    if _is_plain(engine.config):
+        counts = {parameters[name]: step for name, step in steps.items()}
+    else:
+        counts = dict.fromkeys(_flat_partitions(engine), max(steps.values()))
+    for stepped, step in counts.items():
+        # As AdamW makes it: a fused one wants the step beside the parameter.
+        state = {"step": torch.tensor(step, dtype=torch.float32, device=stepped.device)}
+        state |= {name: torch.zeros_like(stepped) for name in MOMENTS}
+        engine.basic_optimizer.state[stepped] = state
+    _link_moments(engine)
+
+
+@torch.no_grad()
+def set_full_moment(engine: Engine, parameter: torch.nn.Parameter, name: str, value: torch.Tensor) -> None:
+    """Sets what ``full_moment`` returns, after ``start_moments``; every rank must call it.
+
+    Args:
+        engine: The parameter's.
+        parameter: One that has been stepped on.
+        name: One of ``MOMENTS``.
+        value: float32, of its full shape, on this rank's device; the same on every rank.
+    """
+    if _is_plain(engine.config):
+        engine.basic_optimizer.state[parameter][name].copy_(value)
+    elif _is_partitioned(parameter):
+        safe_set_local_optimizer_state(parameter, _own_part(parameter, value), name)
+    else:
+        safe_set_full_optimizer_state(parameter, value, name)
+
+
+def engine_counters(engine: Engine) -> dict[str, Any]:
+    """Returns the engine's counters, schedule and loss scale as JSON values."""
+    # Of float16 only; where it is no dynamic one, it is a constant of the configuration.
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    fields = _SCALER_FIELDS if getattr(scaler, "dynamic", False) else ()
+    return {
+        "global_steps": engine.global_steps,
+        "global_samples": engine.global_samples,
+        "skipped_steps": engine.skipped_steps,
+        "schedule": engine.lr_scheduler.state_dict(),
+        "loss_scaler": {name: getattr(scaler, name) for name in fields},
+    }
+
+
+def restore_counters(engine: Engine, counters: Mapping[str, Any]) -> None:
+    """Restores what ``engine_counters`` returned."""
+    for name in ("global_steps", "global_samples", "skipped_steps"):
+        setattr(engine, name, counters[name])
+    engine.lr_scheduler.load_state_dict(dict(counters["schedule"]))
+    for group, rate in zip(
+        engine.basic_optimizer.param_groups, engine.lr_scheduler.get_last_lr(), strict=True
+    ):
+        # A schedule sets the rate when it steps, not when it is restored.
+        group["lr"] = rate
+    for name, value in counters["loss_scaler"].items():
+        setattr(engine.optimizer.loss_scaler, name, value)
 
 
 def zero_stage(config: Mapping[str, Any]) -> int:
@@ -228,32 +331,46 @@ def _is_low_precision(config: Mapping[str, Any]) -> bool:
     return any(config.get(name, {}).get("enabled") for name in ("bf16", "fp16"))
 
 
-def _full_parameter(parameter: torch.nn.Parameter) -> torch.Tensor:
-    partitioned = hasattr(parameter, "ds_id")
-    if partitioned or parameter.dtype != torch.float32:
-        full = safe_get_full_fp32_param(parameter)
-        if full is not None:
-            return full
-    if partitioned:
-        # A frozen parameter of ZeRO 3 has no optimizer copy.
-        with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.detach().float().clone()
-    return parameter.detach().float()
+def _is_partitioned(parameter: torch.nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_id")
+
+
+def _link_moments(engine: Engine) -> None:
+    """Lets ZeRO 1 and 2 find the moments of each parameter.
+
+    DeepSpeed does so in the first step, once the first of the optimizer's groups has been stepped on: the
+    other ones are left out. Undocumented, so a test watches it.
+    """
+    if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _own_part(parameter: Any, value: torch.Tensor) -> torch.Tensor:
+    """Returns this rank's part of a parameter of ZeRO 3; the last one is padded with zeros."""
+    size = parameter.ds_tensor.numel()
+    start = size * dist.get_rank(parameter.ds_process_group)
+    part = value.flatten()[start : start + size]
+    return torch.nn.functional.pad(part, (0, size - len(part)))
+
+
+def _flat_partitions(engine: Engine) -> list[torch.Tensor]:
+    """Returns what ZeRO's inner optimizer steps on: this rank's part of each group, flat."""
+    flat = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
+    if flat is not None:
+        # ZeRO 3 shows them to the inner optimizer during a step only.
+        return list(flat)
+    return [part for group in engine.basic_optimizer.param_groups for part in group["params"]]
 
 
 def _decay_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Splits parameters: biases and normalisation weights (one-dimensional) are not decayed."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if _num_dimensions(p) > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if _num_dimensions(p) <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if len(full_shape(p)) > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if len(full_shape(p)) <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _num_dimensions(parameter: torch.nn.Parameter) -> int:
-    # ZeRO 3 empties the tensor and keeps the shape beside it.
-    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _resolve_bf16(field: Mapping[str, Any]) -> bool:

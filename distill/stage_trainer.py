@@ -2,8 +2,9 @@
 
 Invariants (tests/distill/test_trainer.py):
     1. The result depends neither on accumulation nor on the number of ranks, up to rounding.
-    2. Killed at any step and started again: the same weights, bit for bit, on one CPU thread. Dropout
-       is seeded anew in each step from seed, step and rank, so there is no random state to restore.
+    2. Killed at any step, or at any point of writing a checkpoint, and started again: the same weights,
+       bit for bit, on one CPU thread and as many ranks. Dropout is seeded anew in each step from seed,
+       step and rank, so there is no random state to restore.
     3. No teacher is opened; neither precompute nor ray is imported.
 """
 
@@ -23,17 +24,10 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from distill.checkpoint import CheckpointDirectory
+from distill.checkpoint import CheckpointDirectory, Origin
 from distill.data_state import DataState
-from distill.engine import (
-    build_engine,
-    gather_weights,
-    is_partitioned,
-    load_engine,
-    save_engine,
-    take_step,
-    zero_stage,
-)
+from distill.engine import build_engine, is_partitioned, take_step
+from distill.engine_state import gather_weights, load_engine_state, raise_together, save_engine_state
 from distill.held_out import HeldOutSums
 from distill.loader import Batch, Step
 from distill.metrics_log import MetricsLog
@@ -91,7 +85,7 @@ class StageTrainer:
             ``complete`` or ``preempted``.
 
         Raises:
-            RefusedError: The checkpoints belong to another job.
+            RefusedError: The checkpoints belong to another job or to other stores.
             TrainingError: The loss is not finite any more.
             DataError: A store or the corpus is damaged.
         """
@@ -116,14 +110,14 @@ class StageTrainer:
         found: list[Any] = [None, None]
         if self._rank == 0:
             # One rank decides, so that all load the same checkpoint.
-            checkpoint = self._checkpoints.find(self.job.fingerprint(), self._world_size)
+            checkpoint = self._checkpoints.find(self._origin())
             if checkpoint is not None:
-                found = [checkpoint.tag, checkpoint.state]
+                found = [checkpoint.step, checkpoint.state]
         dist.broadcast_object_list(found, src=0, device=self._engine.device)
-        tag, state = found
-        if tag is not None:
-            load_engine(self._engine, self._directory.checkpoints, tag)
-            self.step = state["step"]
+        step, state = found
+        if step is not None:
+            load_engine_state(self._engine, self._checkpoints.place(step), state["engine"])
+            self.step = step
             self._state = DataState.model_validate(state["data"])
             self._selection = Selection.from_json(state["selection"])
         self._write_status("running")
@@ -234,32 +228,39 @@ class StageTrainer:
         self._write_status("running")
 
     def _save_checkpoint(self) -> None:
-        checkpoints = self._checkpoints
+        checkpoints, failure = self._checkpoints, None
         if self._rank == 0:
             checkpoints.prepare(self.step)
-        dist.barrier()
         try:
-            save_engine(self._engine, checkpoints.path, checkpoints.temporary_tag(self.step))
+            engine = save_engine_state(self._engine, checkpoints.temporary(self.step))
+            if self._rank == 0:
+                try:
+                    self._commit_checkpoint(engine)
+                except OSError as error:
+                    failure = error
+            raise_together(failure, self._engine.device, checkpoints.path)
         except ResourceError:
-            # What was written of it may be what fills the disk, and the status has to go there too.
-            checkpoints.prepare(self.step)
+            if self._rank == 0:
+                # What was written of it may be what fills the disk, and the status has to go there too.
+                checkpoints.prepare(self.step)
             raise
-        if self._rank == 0:
-            header = {
-                "fingerprint": self.job.fingerprint(),
-                "world_size": self._world_size,
-                "zero_stage": zero_stage(self._engine.config),
-                "best_step": self._selection.best_step,
-            }
-            state = {
-                "step": self.step,
-                "data": self._state.model_dump(mode="json"),
-                "selection": self._selection.to_json(),
-            }
-            checkpoints.commit(self.step, header, state)
-            checkpoints.prune_best(self._selection.best_step)
+
+    def _commit_checkpoint(self, engine: dict[str, Any]) -> None:
+        state = {
+            "data": self._state.model_dump(mode="json"),
+            "selection": self._selection.to_json(),
+            "engine": engine,
+        }
+        best = self._selection.best_step
+        self._checkpoints.commit(self.step, self._origin(), self._world_size, best, state)
+        self._checkpoints.prune_best(best)
         self._write_status("running")
-        dist.barrier()
+
+    def _origin(self) -> Origin:
+        """Returns what checkpoints of this run are bound to."""
+        job = self.job.model_dump(mode="json", exclude={"name", "output", "threads"})
+        data = self._state.model_dump(mode="json", exclude={"epoch", "samples_consumed"})
+        return Origin(fingerprint=self.job.fingerprint(), job=job, data=data)
 
     def _save_model(self, target: Path) -> None:
         """Writes the current weights in the layout of ``save_pretrained``; every rank must call it."""

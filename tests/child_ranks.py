@@ -16,24 +16,25 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
+from schemas.fault_points import FaultPoint, listen
 from schemas.job import StageJob
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
     ["distill.trainer", "transformers.models.bert.modeling_bert", "torch.utils.tensorboard"]
 )
 
 
 @dataclass(frozen=True)
 class Kill:
-    """Where a rank kills itself with SIGKILL: after ``step`` optimizer steps, at a point of what follows.
+    """Where ranks kill themselves with SIGKILL: after ``step`` optimizer steps, at a point of what follows.
 
-    ``step``: before anything is recorded. ``checkpoint``: all files written, none visible.
-    ``commit``: visible, but older ones not yet deleted. ``model``: the model published, no status yet.
+    ``step``: before anything is recorded. ``state``: the engine's state is being written. A fault point:
+    of that step's checkpoint. ``model``: the model published, no status yet.
     """
 
     step: int
-    where: Literal["step", "checkpoint", "commit", "model"] = "step"
+    where: FaultPoint | Literal["step", "state", "model"] = "step"
 
 
 def run_ranks(job: StageJob, *, num_ranks: int = 1, kill: Kill | None = None) -> list[int | None]:
@@ -50,7 +51,7 @@ def run_ranks(job: StageJob, *, num_ranks: int = 1, kill: Kill | None = None) ->
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        process = _SERVER.Process(target=_run, args=(job.model_dump_json(), environment, kill))
+        process = SERVER.Process(target=_run, args=(job.model_dump_json(), environment, kill))
         process.start()
         processes.append(process)
     try:
@@ -100,13 +101,13 @@ def _run(job_json: str, environment: dict[str, str], kill: Kill | None) -> None:
 
 def _watch(output: Path, kill: Kill | None) -> None:
     """Records the rows of each step, and sets the trap."""
-    from distill import stage_trainer
-    from distill.checkpoint import CheckpointDirectory
+    from distill import engine_state, stage_trainer
     from distill.stage_directory import StageDirectory
 
     trainer = stage_trainer.StageTrainer
-    take_step, commit, publish = trainer._take_step, CheckpointDirectory.commit, StageDirectory.publish_model
-    remove = CheckpointDirectory._remove_unlisted
+    take_step, publish = trainer._take_step, StageDirectory.publish_model
+    write_tensors = engine_state.write_tensors
+    steps_done = 0
 
     def traced_step(self: Any, step: Any, epoch: int) -> bool:
         if os.environ["RANK"] == "0":
@@ -114,24 +115,25 @@ def _watch(output: Path, kill: Kill | None) -> None:
             with (output / "rows.jsonl").open("a") as file:
                 file.write(json.dumps([self.step, rows]) + "\n")
         asked = take_step(self, step, epoch)
-        _die(kill, "step", self.step + 1)
+        nonlocal steps_done
+        steps_done = self.step + 1
+        _die(kill, "step", steps_done)
         return asked
 
-    def traced_commit(self: Any, step: int, header: Any, state: Any) -> None:
-        _die(kill, "checkpoint", step)
-        commit(self, step, header, state)
-
-    def traced_remove(self: Any, latest: Any) -> None:
-        _die(kill, "commit", latest.checkpoints[0].step)
-        remove(self, latest)
+    def traced_write(path: Path, *arguments: Any) -> None:
+        write_tensors(path, *arguments)
+        if path.name == engine_state.OPTIMIZER_FILE:
+            path.write_bytes(path.read_bytes()[:-1])
+            _die(kill, "state", steps_done)
 
     def traced_publish(self: Any, write: Any) -> None:
         publish(self, write)
         _die(kill, "model", -1)
 
     trainer._take_step = traced_step  # type: ignore[method-assign]
-    CheckpointDirectory.commit = traced_commit  # type: ignore[method-assign]
-    CheckpointDirectory._remove_unlisted = traced_remove  # type: ignore[method-assign]
+    if kill is not None and kill.where == "state":
+        engine_state.write_tensors = traced_write
+    listen(lambda point: _die(kill, point, steps_done))
     StageDirectory.publish_model = traced_publish  # type: ignore[method-assign]
 
 

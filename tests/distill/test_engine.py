@@ -10,20 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from distill.engine import (
-    StepPlan,
-    build_engine,
-    engine_config,
-    gather_weights,
-    load_engine,
-    save_engine,
-    start_process_group,
-    stop_process_group,
-    take_step,
-)
-from schemas.errors import RecipeError, ResourceError
-from schemas.job import PartSource, StageJob
-from schemas.recipe import ConfigInit, Training
+from distill.engine import StepPlan, build_engine, engine_config, take_step
+from distill.engine_state import gather_weights, load_engine_state, save_engine_state
+from schemas.errors import RecipeError
+from tests.distill.tiny_engine import PLAN, make_job, own_group
 
 # torch's own compiler package, which DeepSpeed's ZeRO loads, decorates with what torch deprecates.
 # DeepSpeed calls collectives by the names that they had before torch 2.13.
@@ -32,35 +22,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.distributed:FutureWarning"),
 ]
 
-PLAN = StepPlan(total_steps=10, micro_batch=4, accumulation=1)
-
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        # ZeRO 3 replaces it for good, by one that rounds otherwise; that would reach other tests.
-        patch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            patch.delenv(name, raising=False)
-        start_process_group(threads=1)
+    with own_group():
         yield
-        stop_process_group()
-
-
-def make_job(deepspeed: dict[str, Any] | None = None, **training: Any) -> StageJob:
-    return StageJob(
-        name="test",
-        output="unused",
-        init=ConfigInit(kind="config", config={}, tokenizer="unused"),
-        max_length=8,
-        labels=("a", "b"),
-        parts=(PartSource(rows="unused", fingerprint="f", plan_hash="p", num_rows=1),),
-        alpha=0.5,
-        training=Training(corpus="c", **training),
-        selection_seed=0,
-        seed=0,
-        deepspeed=deepspeed or {},
-    )
 
 
 def make_module() -> torch.nn.Module:
@@ -166,27 +132,13 @@ def test_a_frozen_weight_comes_back_from_every_engine_and_its_checkpoint(
     assert torch.equal(
         before["0.weight"], start["0.weight"].bfloat16().float() if bf16 else start["0.weight"]
     )
-    save_engine(engine, tmp_path, "step")
+    counters = save_engine_state(engine, tmp_path)
     again = build()
-    load_engine(again, tmp_path, "step")
+    load_engine_state(again, tmp_path, counters)
     after = gather_weights(again)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     engine.destroy()
     again.destroy()
-
-
-@pytest.mark.parametrize("message", ["unexpected pos 128 vs 96", "another fault"])
-def test_a_checkpoint_that_is_cut_short_is_said_to_be_so(
-    message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = build_engine(make_module(), make_job(), PLAN)
-
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError(message)
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(ResourceError if "pos" in message else RuntimeError, match=r"disk|another"):
-        save_engine(engine, tmp_path, "step")
 
 
 @pytest.mark.parametrize("field", ["train_batch_size", "gradient_accumulation_steps", "optimizer"])
