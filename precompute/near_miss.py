@@ -82,6 +82,8 @@ def _tell_plan(source: StoreSource, theirs: StoreIdentity, ours: Plan, fields: l
         told = differing_plans(load_plan(source, theirs.plan_hash), ours)
     except DataError:
         return fields
+    if not told:
+        return fields
     return told + [field for field in fields if not field.startswith(f"{_PLAN_FIELD}:")]
 
 
