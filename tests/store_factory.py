@@ -185,7 +185,9 @@ def _write_shard(
         batches=tuple(regions[1:-1]),
         tail=regions[-1],
         excluded=tuple(
-            ExcludedRow(ordinal=row, example_id=f"train/{row}", reason="not finite")
+            ExcludedRow(
+                ordinal=row, example_id=plan.rows.column("example_id")[row].as_py(), reason="not finite"
+            )
             for row in sorted(excluded)
             if start <= row < stop
         ),
