@@ -53,6 +53,7 @@ STRINGS = (
     "NaN",
     "null",
 )
+MAX_PLACES = 5000
 SCALARS = (None, True, False, 1.5, -0.0, 1e308, float(2**62), 10**50, -1, [], {}, [[]], [None], {"": 0})
 
 
@@ -67,7 +68,10 @@ def damage_value(rng: random.Random, body: dict[str, Any]) -> dict[str, Any]:
     """Returns a copy of a JSON object, changed in one to three places."""
     body = copy.deepcopy(body)
     for _ in range(rng.choice((1, 1, 2, 3))):
-        holder, key = rng.choice(_places(body))
+        places = _places(body)
+        if not 0 < len(places) < MAX_PLACES:
+            break
+        holder, key = rng.choice(places)
         kind = rng.randrange(8)
         if kind == 0 and isinstance(holder, dict):
             del holder[key]
@@ -84,8 +88,6 @@ def damage_value(rng: random.Random, body: dict[str, Any]) -> dict[str, Any]:
             )
         else:
             holder[key] = _make_value(rng, body)
-        if not body:
-            return body
     return body
 
 

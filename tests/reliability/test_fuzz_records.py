@@ -44,7 +44,7 @@ def settle(
     slowest_s = max(outcome.slowest_s for outcome in outcomes)
     grown_mb = max(outcome.grown_mb for outcome in outcomes)
     accepted = sum(outcome.accepted for outcome in outcomes)
-    tally("fuzz", name, tried, survived)
+    tally("fuzz", name, tried, survived, seconds=wall_s)
     with capsys.disabled():
         print(
             f"\nfuzz {name}: {tried} cases in {wall_s:.1f} s, {accepted} accepted, "
