@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.command_options import AddressOption, JsonOption, OutOption, SetOption
 from cluster.console import say, stderr_console
 from cluster.store_commands import store_app
 from schemas.errors import ResourceError, TmkdError
@@ -34,13 +35,6 @@ app = typer.Typer(
 app.add_typer(store_app, name="store")
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a field: dotted.path=value. Repeatable.")
-]
-OutOption = Annotated[str | None, typer.Option("--out", help="Output root; overrides the recipe's.")]
-AddressOption = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster to join; also RAY_ADDRESS. Default: a local one.")
-]
 NewStoreOption = Annotated[
     bool,
     typer.Option("--new-store", help="Make a new store where one of the same names but another hash exists."),
@@ -55,7 +49,6 @@ HostfileOption = Annotated[
         help="Hosts for the deepspeed launcher: `host slots=n` lines.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 
 
 @app.callback(invoke_without_command=True)

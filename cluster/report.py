@@ -18,9 +18,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cluster import figures
-from cluster.catalog import ListedStore, list_stores
 from cluster.curves import Curve, read_student_curves, read_teacher_curves
 from cluster.report_charts import draw_curves, draw_reliabilities, shade, strip_axis, strip_of
+from cluster.store_listing import ListedStore, list_stores
 from cluster.summary import find_student, summarise
 from schemas.digest import DocumentError, read_document, replace_file
 from schemas.errors import DataError, ResourceError

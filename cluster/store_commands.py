@@ -1,18 +1,21 @@
-"""``tmkd store``: look at stores and check them."""
+"""``tmkd store``: look at stores, check them, mend them, and sweep what nobody needs."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cluster.command_options import JsonOption, OutOption, SetOption
+from cluster.console import say
+
 store_app = typer.Typer(
-    help="Look at logit stores and check them.", no_args_is_help=True, rich_markup_mode=None
+    help="Look at logit stores and look after them.", no_args_is_help=True, rich_markup_mode=None
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 StoreArgument = Annotated[str, typer.Argument(help="A store's root: a directory or a URL.")]
+_SHOWN_PROBLEMS = 20
 
 
 @store_app.command("ls")
@@ -21,7 +24,7 @@ def ls(
     as_json: JsonOption = False,
 ) -> None:
     """Lists the stores below a root."""
-    from cluster.catalog import list_stores, print_stores
+    from cluster.store_listing import list_stores, print_stores
 
     stores = list_stores(root)
     if as_json:
@@ -33,7 +36,7 @@ def ls(
 @store_app.command("inspect")
 def inspect(store: StoreArgument, as_json: JsonOption = False) -> None:
     """Shows what a store holds."""
-    from cluster.catalog import inspect_store
+    from cluster.store_listing import inspect_store
 
     typer.echo(json.dumps(inspect_store(store), ensure_ascii=False, indent=None if as_json else 1))
 
@@ -42,12 +45,49 @@ def inspect(store: StoreArgument, as_json: JsonOption = False) -> None:
 def verify(
     store: StoreArgument,
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte and every row.")] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="With --deep: its output root is where the corpus's texts are."),
+    ] = None,
+    overrides: SetOption = None,
+    out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Checks records, sizes and digests; with --deep every hash and every row."""
-    from cluster.catalog import verify_store
+    """Checks records, sizes and digests; with --deep every hash and what every row means.
 
-    result = verify_store(store, deep=deep)
-    typer.echo(
-        json.dumps(result) if as_json else "\n".join(f"{key}\t{value}" for key, value in result.items())
-    )
+    Exit code 3 if anything is wrong or the store is not finished. All that is wrong is told, not only
+    the first.
+    """
+    from cluster.corpus_check import recipe_corpora
+    from cluster.store_check import diagnose_store
+
+    corpora = recipe_corpora(_load(recipe, overrides, out)) if recipe is not None else ()
+    diagnosis = diagnose_store(store, deep=deep, corpora=corpora)
+    fields = diagnosis.model_dump(mode="json")
+    if as_json:
+        typer.echo(json.dumps(fields, ensure_ascii=False))
+    else:
+        problems = fields.pop("problems")
+        _print_fields({**fields, "problems": len(problems)})
+        say_problems(problems)
+    diagnosis.raise_if_unsound()
+
+
+def say_problems(problems: list[dict[str, Any]]) -> None:
+    """Tells a person what is wrong, the first problems in full."""
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        where = f"shard {problem['shard']}: " if problem["shard"] is not None else ""
+        say(f"  {where}{problem['message']}")
+    if len(problems) > _SHOWN_PROBLEMS:
+        say(f"  and {len(problems) - _SHOWN_PROBLEMS} more; --json lists all")
+
+
+def _print_fields(fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        typer.echo(f"{name}\t{json.dumps(value) if isinstance(value, list) else value}")
+
+
+def _load(recipe: str, overrides: list[str] | None, out: str | None) -> Any:
+    from cluster.recipe_file import load_recipe
+
+    return load_recipe(recipe, overrides or (), out=out)

@@ -40,7 +40,8 @@ def select_rows(plan: Plan, start: int, stop: int, excluded: Sequence[ExcludedRo
 
     Args:
         plan: The store's plan.
-        start, stop: Bounds of the shard, rows of the part.
+        start: First row of the shard in its part.
+        stop: The row after its last.
         excluded: Rows of the shard that the file does not hold.
 
     Returns:

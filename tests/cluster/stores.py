@@ -30,7 +30,7 @@ def make_rows() -> pa.Table:
 
 
 def write_store(
-    root: Path, *, teacher: str = "t1", shards: int = 3, excluded: int | None = None
+    root: Path | str, *, teacher: str = "t1", shards: int = 3, excluded: int | None = None
 ) -> StoreWriter:
     """Writes the first ``shards`` of three shards; finishes the store when that is all of them."""
     plan = make_plan(make_rows(), SHARD_ROWS)

@@ -1,51 +1,38 @@
-"""Looking at stores: listing those below a root, describing one, verifying one.
+"""Looking at stores: listing those below a root, describing one. Their data files are not read.
 
 Invariants:
     1. Listing never fails because of one store: a damaged one is a row that says so
-       (tests/cluster/test_catalog.py).
-    2. Deep verification notices a change of any byte of a data file (tests/cluster/test_catalog.py).
+       (tests/cluster/test_store_listing.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill.shard_file import ShardFile
-from distill.store_reader import LogitStore
 from schemas.errors import DamagedStoreError, DataError, TmkdError
-from schemas.plan import Plan
 from schemas.recipe import Frozen
 from schemas.records import (
-    COMMIT_DIRECTORY,
-    DATA_DIRECTORY,
     LOCK_FILE,
-    MAX_COMMIT_BYTES,
     STORE_FILE,
-    CommitRecord,
     StoreIdentity,
     StoresLock,
-    parse_record,
     read_record,
 )
-from schemas.rows import classification_schema, fingerprint_rows
+from schemas.rows import classification_schema
 from schemas.storage.location import is_local, list_locations, normal_location, open_storage
 from schemas.storage.storage import StoreSource
 from schemas.store_files import has_file, list_data, load_commits, load_identity, load_manifest, load_plan
 
 _PIPE_WIDTH = 120
-_SHOWN_PROBLEMS = 5
 
 
 class ListedStore(Frozen):
@@ -165,109 +152,6 @@ def inspect_store(root: str | Path, num_ids: int = 0) -> dict[str, Any]:
     if num_ids:
         described["first_ids"] = plan.rows.column("example_id").slice(0, num_ids).to_pylist()
     return described
-
-
-def verify_store(root: str | Path, *, deep: bool = False) -> dict[str, Any]:
-    """Verifies a finished store: every record's digest, and every data file's size, head and tail.
-
-    Args:
-        root: The store's root.
-        deep: Also every data file's SHA-256 and every batch's hash, and that its rows are those of
-            the plan, in order, with finite logits.
-
-    Returns:
-        What was checked: ``store``, ``deep``, ``num_shards``, ``num_rows``, ``num_bytes``.
-
-    Raises:
-        DataError: There is no store.
-        IncompleteStoreError: It is not finished.
-        DamagedStoreError: Something does not match; all damaged shards are named.
-    """
-    source = open_storage(root)
-    identity = load_identity(source)
-    plan, records = _read_bound_records(source, identity)
-    problems = []
-    for record in records:
-        try:
-            _verify_shard(source, identity, plan, record, deep=deep)
-        except DamagedStoreError as error:
-            problems.append(error)
-    if problems:
-        _raise_all(source.root, problems, len(records))
-    return {
-        "store": source.root,
-        "deep": deep,
-        "num_shards": len(records),
-        "num_rows": sum(record.num_rows for record in records),
-        "num_bytes": sum(record.num_bytes for record in records),
-    }
-
-
-def _read_bound_records(
-    source: StoreSource, identity: StoreIdentity
-) -> tuple[Plan, tuple[CommitRecord, ...]]:
-    """Reads the records that the manifest binds, past damage that is confined to data files."""
-    try:
-        store = LogitStore.open(source.root)
-    except DamagedStoreError as error:
-        if error.shard is None:
-            raise
-    else:
-        return store.plan, store.records
-    manifest = load_manifest(source)
-    records = [
-        parse_record(
-            source.read(f"{COMMIT_DIRECTORY}/{shard.record}", max_bytes=MAX_COMMIT_BYTES),
-            CommitRecord,
-            store=source.root,
-            name=shard.record,
-        )
-        for shard in (manifest.shards if manifest else ())
-    ]
-    return load_plan(source, identity.plan_hash), tuple(records)
-
-
-def _verify_shard(
-    source: StoreSource, identity: StoreIdentity, plan: Plan, record: CommitRecord, *, deep: bool
-) -> None:
-    file = ShardFile(source, record, len(identity.native_labels), verify=True)
-    if not deep:
-        return
-    digest = hashlib.sha256(
-        source.map_file(f"{DATA_DIRECTORY}/{record.file}", sha256=record.sha256)
-    ).hexdigest()
-    ids: list[str] = []
-    hashes: list[bytes] = []
-    for position in range(len(record.batches)):
-        columns = file.batch(position)
-        if not np.isfinite(columns.logits_RC).all():
-            raise file.damage("has a logit that is not finite", batch=position)
-        ids += columns.example_ids.to_pylist()
-        hashes += [row.tobytes() for row in columns.text_hashes]
-    # After the batches: a batch's own hash says better where the damage is.
-    if digest != record.sha256:
-        raise file.damage("does not match its SHA-256")
-    if fingerprint_rows(ids, hashes) != record.ids_hash:
-        raise file.damage("holds other ids than its commit record")
-    left_out = {row.ordinal - record.start for row in record.excluded}
-    rows = plan.rows.slice(record.start, record.stop - record.start)
-    kept = rows.filter(pa.array([position not in left_out for position in range(rows.num_rows)]))
-    if kept.column("example_id").to_pylist() != ids or kept.column("text_hash").to_pylist() != hashes:
-        raise file.damage("holds other rows than the plan")
-
-
-def _raise_all(root: str, problems: Sequence[DamagedStoreError], num_shards: int) -> None:
-    prefix = f"store {root}, "
-    shown = "; ".join(problem.message.removeprefix(prefix) for problem in problems[:_SHOWN_PROBLEMS])
-    more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
-    first = problems[0]
-    raise DamagedStoreError(
-        f"{len(problems)} of {num_shards} shards are damaged: {shown}{more}",
-        store=root,
-        shard=first.shard,
-        batch=first.batch,
-        offset=first.offset,
-    ) from first
 
 
 def _list_store(source: StoreSource, runs: dict[str, list[str]]) -> ListedStore:

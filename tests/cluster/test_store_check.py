@@ -1,0 +1,378 @@
+"""Diagnosing stores: all that is wrong is named, and nothing that is right."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from xxhash import xxh3_64_hexdigest
+
+from cluster.cli import run_command
+from cluster.diagnosis import Diagnosis
+from cluster.store_check import diagnose_store
+from precompute.store_writer import StoreWriter
+from schemas.digest import decode_document, encode_document
+from schemas.errors import DamagedStoreError, DataError, IncompleteStoreError, RefusedError
+from schemas.plan import encode_plan, make_plan
+from schemas.records import (
+    COMMIT_DIRECTORY,
+    DATA_DIRECTORY,
+    MANIFEST_FILE,
+    PLAN_FILE,
+    STORE_FILE,
+    CommitRecord,
+    Manifest,
+    encode_record,
+    read_record,
+)
+from schemas.rows import fingerprint_rows, hash_texts
+from tests.cluster.stores import make_rows, write_store
+from tests.object_server import object_server
+from tests.precompute.tiny import write_rows
+from tests.store_factory import make_table
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_store(tmp_path / "out" / "stores" / "s")
+    return tmp_path / "out" / "stores" / "s"
+
+
+def data_files(root: Path) -> list[Path]:
+    return sorted((root / DATA_DIRECTORY).glob("*.arrow"))
+
+
+def flip_byte(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def found(diagnosis: Diagnosis) -> list[tuple[str, str, int | None, int | None]]:
+    return [(p.place, p.fault, p.shard, p.batch) for p in diagnosis.problems]
+
+
+def read_commit(root: Path, shard: int) -> tuple[Path, CommitRecord]:
+    path = root / COMMIT_DIRECTORY / f"s{shard:06}.r0.json"
+    return path, read_record(path, CommitRecord, store=root)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_sound_store_has_no_problem(tmp_path: Path, deep: bool) -> None:
+    write_store(tmp_path / "s", excluded=0)
+    diagnosis = diagnose_store(tmp_path / "s", deep=deep)
+    assert diagnosis.is_sound
+    assert (diagnosis.num_shards, diagnosis.num_committed, diagnosis.num_rows) == (3, 3, 49)
+    assert diagnosis.num_bytes == sum(path.stat().st_size for path in data_files(tmp_path / "s"))
+    assert diagnosis.deep == deep
+    diagnosis.raise_if_unsound()
+
+
+def test_a_deep_look_notices_a_flip_anywhere_in_a_data_file(root: Path) -> None:
+    path = data_files(root)[1]
+    whole = path.read_bytes()
+    for offset in range(0, len(whole), 97):
+        flip_byte(path, offset)
+        diagnosis = diagnose_store(root, deep=True)
+        assert diagnosis.damaged_shards == (1,)
+        with pytest.raises(DamagedStoreError, match=r"1 of 3 shards is damaged: shard 1") as caught:
+            diagnosis.raise_if_unsound()
+        record = read_commit(root, 1)[1]
+        region = next(r for r in record.regions() if r.offset <= offset < r.offset + r.length)
+        assert (caught.value.shard, caught.value.offset) == (1, region.offset)
+        path.write_bytes(whole)
+
+
+def test_one_fault_hides_no_other(root: Path) -> None:
+    """A flip in every region of one file, another file cut, a record lost, and the three files beside."""
+    record = read_commit(root, 1)[1]
+    for region in record.regions():
+        flip_byte(root / DATA_DIRECTORY / record.file, region.offset + 16)
+    cut = root / DATA_DIRECTORY / read_commit(root, 0)[1].file
+    cut.write_bytes(cut.read_bytes()[:-1])
+    read_commit(root, 2)[0].unlink()
+    for name in (STORE_FILE, PLAN_FILE, MANIFEST_FILE):
+        flip_byte(root / name, 300)
+    diagnosis = diagnose_store(root, deep=True)
+    batches = range(len(record.batches))
+    assert found(diagnosis)[:3] == [
+        ("identity", "damaged", None, None),
+        ("manifest", "damaged", None, None),
+        ("plan", "damaged", None, None),
+    ]
+    assert found(diagnosis)[3:] == [
+        ("data", "size", 0, None),
+        ("data", "hash", 1, None),
+        ("data", "hash", 1, None),
+        *(("data", "hash", 1, batch) for batch in batches),
+        ("data", "hash", 1, None),
+    ]
+    with pytest.raises(DamagedStoreError, match=r"STORE.json .*manifest.json.*plan.arrow.*shard 0.*shard 1"):
+        diagnosis.raise_if_unsound()
+    write_store(root.parent / "other")
+    for name in (STORE_FILE, PLAN_FILE, MANIFEST_FILE):
+        (root / name).write_bytes((root.parent / "other" / name).read_bytes())
+    assert diagnose_store(root).damaged_shards == (0, 1, 2)
+
+
+def lose_data(root: Path) -> None:
+    data_files(root)[2].unlink()
+
+
+def cut_data(root: Path) -> None:
+    path = data_files(root)[2]
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_head(root: Path) -> None:
+    flip_byte(data_files(root)[2], 40)
+
+
+def lose_record(root: Path) -> None:
+    read_commit(root, 2)[0].unlink()
+
+
+def flip_record(root: Path) -> None:
+    flip_byte(read_commit(root, 2)[0], 40)
+
+
+def swap_records(root: Path) -> None:
+    (first, _), (last, _) = read_commit(root, 1), read_commit(root, 2)
+    last.write_bytes(first.read_bytes())
+
+
+def exchange_record(root: Path) -> None:
+    path, record = read_commit(root, 2)
+    path.write_bytes(encode_record(record.model_copy(update={"ids_hash": "0" * 64})))
+
+
+def take_foreign_record(root: Path) -> None:
+    write_store(root.parent / "other", teacher="t2")
+    (root / COMMIT_DIRECTORY / "s000002.r0.json").write_bytes(
+        read_commit(root.parent / "other", 2)[0].read_bytes()
+    )
+
+
+def leave_gap(root: Path) -> None:
+    path, record = read_commit(root, 2)
+    tail = record.tail.model_copy(update={"offset": record.tail.offset + 8})
+    path.write_bytes(encode_record(record.model_copy(update={"tail": tail})))
+
+
+def add_record(root: Path) -> None:
+    (root / COMMIT_DIRECTORY / "s000007.r0.json").write_bytes(read_commit(root, 1)[0].read_bytes())
+
+
+def lose_identity(root: Path) -> None:
+    (root / STORE_FILE).unlink()
+
+
+def rename_labels(root: Path) -> None:
+    fields = decode_document((root / STORE_FILE).read_bytes())
+    (root / STORE_FILE).write_bytes(encode_document({**fields, "native_labels": ["no", "yes"]}))
+
+
+def change_generation(root: Path) -> None:
+    fields = decode_document((root / STORE_FILE).read_bytes())
+    (root / STORE_FILE).write_bytes(encode_document({**fields, "generation": {"weights": "t9"}}))
+
+
+def lose_plan(root: Path) -> None:
+    (root / PLAN_FILE).unlink()
+
+
+def cut_plan_otherwise(root: Path) -> None:
+    (root / PLAN_FILE).write_bytes(encode_plan(make_plan(make_rows(), 25)))
+
+
+def forge_manifest(root: Path) -> None:
+    manifest = read_record(root / MANIFEST_FILE, Manifest, store=root)
+    forged = manifest.model_copy(update={"num_rows": manifest.num_rows - 1})
+    (root / MANIFEST_FILE).write_bytes(encode_record(forged))
+
+
+def commit_again(root: Path) -> None:
+    """A repair that did not come to its end."""
+    path, record = read_commit(root, 2)
+    again = encode_record(record.model_copy(update={"revision": 1}))
+    path.with_name("s000002.r1.json").write_bytes(again)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lose_data, ("data", "missing", 2)),
+        (cut_data, ("data", "size", 2)),
+        (flip_head, ("data", "hash", 2)),
+        (lose_record, ("record", "missing", 2)),
+        (flip_record, ("record", "damaged", 2)),
+        (swap_records, ("record", "foreign", 2)),
+        (exchange_record, ("record", "foreign", 2)),
+        (take_foreign_record, ("record", "foreign", 2)),
+        (leave_gap, ("record", "foreign", 2)),
+        (add_record, ("record", "foreign", 7)),
+        (lose_identity, ("identity", "missing", None)),
+        (rename_labels, ("identity", "foreign", None)),
+        (change_generation, ("identity", "damaged", None)),
+        (lose_plan, ("plan", "missing", None)),
+        (cut_plan_otherwise, ("plan", "damaged", None)),
+        (forge_manifest, ("manifest", "damaged", None)),
+        (commit_again, ("manifest", "foreign", None)),
+    ],
+)
+def test_each_damage_is_named_without_reading_the_data(
+    root: Path, damage: Callable[[Path], None], problem: tuple[str, str, int | None]
+) -> None:
+    damage(root)
+    for deep in (False, True):
+        diagnosis = diagnose_store(root, deep=deep)
+        assert problem in {(p.place, p.fault, p.shard) for p in diagnosis.problems}
+        with pytest.raises(DamagedStoreError, match="run `tmkd store repair"):
+            diagnosis.raise_if_unsound()
+
+
+def forge_shard(root: Path, old: bytes, new: bytes, **changes: object) -> None:
+    """Replaces bytes of the second shard and makes all hashes of the store agree with them."""
+    path, record = read_commit(root, 1)
+    data = (root / DATA_DIRECTORY / record.file).read_bytes()
+    assert old in data
+    data = data.replace(old, new, 1)
+    (root / DATA_DIRECTORY / record.file).write_bytes(data)
+
+    def rehash(region: Any) -> Any:
+        return region.model_copy(
+            update={"xxh3": xxh3_64_hexdigest(data[region.offset : region.offset + region.length])}
+        )
+
+    hashed: dict[str, object] = {
+        "head": rehash(record.head),
+        "batches": tuple(map(rehash, record.batches)),
+        "tail": rehash(record.tail),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    encoded = encode_record(record.model_copy(update=hashed | changes))
+    path.write_bytes(encoded)
+    manifest = read_record(root / MANIFEST_FILE, Manifest, store=root)
+    bound = manifest.shards[1].model_copy(update={"record_sha256": hashlib.sha256(encoded).hexdigest()})
+    shards = (manifest.shards[0], bound, manifest.shards[2])
+    (root / MANIFEST_FILE).write_bytes(encode_record(manifest.model_copy(update={"shards": shards})))
+
+
+IDS = [f"train/{row}" for row in range(20, 40)]
+SWAPPED = fingerprint_rows(
+    ["train/99" if row == 23 else f"train/{row}" for row in range(20, 40)],
+    [hash_texts([name]) for name in IDS],
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changes", "fault", "message"),
+    [
+        (np.float32(23).tobytes() * 2, np.float32("nan").tobytes() * 2, {}, "not finite", "at train/23"),
+        (b"train/23", b"train/99", {}, "rows", "column example_id differs from the plan, first at train/23"),
+        (b"train/23", b"train/99", {"ids_hash": SWAPPED}, "rows", "column example_id differs"),
+        (b"train/23", b"train/24", {}, "rows", "column example_id differs"),
+        (hash_texts(["train/23"]), bytes(16), {}, "rows", "column text_hash differs"),
+        (b"", b"", {"ids_hash": SWAPPED}, "rows", "another hash of ids"),
+        (np.int64(23).tobytes(), np.int64(24).tobytes(), {}, "rows", "rows are not those of the plan"),
+        (b'["yes", "no"]', b'["no", "yes"]', {}, "labels", "does not name the store's labels in their order"),
+        (b"", b"", {"sha256": "0" * 64}, "hash", "does not match its SHA-256"),
+    ],
+)  # fmt: skip
+def test_a_deep_look_sees_rows_that_every_hash_agrees_with(
+    root: Path, old: bytes, new: bytes, changes: dict[str, object], fault: str, message: str
+) -> None:
+    forge_shard(root, old, new, **changes)
+    problems = diagnose_store(root, deep=True).problems
+    assert {problem.shard for problem in problems} == {1}
+    assert any(problem.fault == fault and message in problem.message for problem in problems)
+
+
+def test_an_unfinished_store_is_incomplete_and_its_shards_are_checked_all_the_same(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", shards=2)
+    diagnosis = diagnose_store(tmp_path / "s", deep=True)
+    assert (diagnosis.is_complete, diagnosis.missing_shards, diagnosis.problems) == (False, (2,), ())
+    with pytest.raises(IncompleteStoreError):
+        diagnosis.raise_if_unsound()
+    flip_byte(data_files(tmp_path / "s")[0], 3000)
+    with pytest.raises(DamagedStoreError, match="1 of 3 shards is damaged: shard 0"):
+        diagnose_store(tmp_path / "s", deep=True).raise_if_unsound()
+
+
+def test_what_is_no_store_or_of_another_format_is_not_diagnosed(tmp_path: Path, root: Path) -> None:
+    with pytest.raises(DataError, match=r"is no store, it has no STORE\.json"):
+        diagnose_store(tmp_path)
+    for name in (STORE_FILE, MANIFEST_FILE):
+        kept = (root / name).read_bytes()
+        (root / name).write_bytes(encode_document({**decode_document(kept), "format": "2.0"}))
+        with pytest.raises(RefusedError, match=r"has format '2\.0'"):
+            diagnose_store(root)
+        (root / name).write_bytes(kept)
+
+
+def write_corpus(root: Path, texts: list[str]) -> Path:
+    """Writes the materialised corpus of a store, or what has become of it."""
+    table = make_table([(text,) for text in texts], [0] * len(texts))
+    hashes = make_rows().column("text_hash")
+    table = table.set_column(2, table.schema.field(2), hashes)
+    fingerprint = StoreWriter.attach(root).plan.fingerprint
+    path = root.parent.parent / "corpora" / f"{fingerprint[:16]}-{'0' * 16}" / "rows.arrow"
+    path.parent.mkdir(parents=True)
+    return write_rows(table, path)
+
+
+def test_texts_are_hashed_again_where_the_corpus_is_found(root: Path) -> None:
+    assert "not found" in diagnose_store(root, deep=True).corpus
+    texts = [f"train/{row}" for row in range(50)]
+    path = write_corpus(root, texts)
+    assert diagnose_store(root, deep=True).corpus == f"texts of {path} hashed again"
+    assert diagnose_store(root).corpus == "not looked for"
+    texts[41] = "another text"
+    path.unlink()
+    path.parent.rmdir()
+    write_corpus(root, texts)
+    diagnosis = diagnose_store(root, deep=True)
+    assert found(diagnosis) == [("corpus", "rows", None, None)]
+    with pytest.raises(DataError, match=r"is whole, but its corpus is not.*text of train/41 has changed"):
+        diagnosis.raise_if_unsound()
+
+
+def test_verify_prints_one_object_and_exits_with_3(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["store", "verify", str(root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == []
+    for path in data_files(root):
+        flip_byte(path, 40)
+    assert run_command(["store", "verify", str(root), "--json"]) == 3
+    captured = capsys.readouterr()
+    assert [problem["shard"] for problem in json.loads(captured.out)["problems"]] == [0, 1, 2]
+    assert "3 of 3 shards are damaged: shard 0" in captured.err
+    assert run_command(["store", "verify", str(root)]) == 3
+    captured = capsys.readouterr()
+    assert "num_shards\t3\n" in captured.out
+    assert "problems\t3\n" in captured.out
+
+
+def test_an_object_store_is_read_itself_and_not_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMKD_CACHE_DIR", str(tmp_path / "cache"))
+    with object_server() as server:
+        store = write_store(server.url("s"))
+        for deep in (False, True):
+            assert diagnose_store(server.url("s"), deep=deep).is_sound
+        record = store.commit_records()[1].record
+        key = f"s/data/{record.file}"
+        # A good copy is in the cache.
+        store.storage.map_file(f"data/{record.file}", sha256=record.sha256)
+        data = bytearray(server.get(key))
+        data[record.batches[0].offset + 20] ^= 1
+        server.put(key, bytes(data))
+        assert diagnose_store(server.url("s")).is_sound
+        assert found(diagnose_store(server.url("s"), deep=True))[0] == ("data", "hash", 1, 0)
+        server.put(key, bytes(data[:-1]))
+        assert found(diagnose_store(server.url("s"))) == [("data", "size", 1, None)]
