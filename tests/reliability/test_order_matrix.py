@@ -35,7 +35,7 @@ PARTS = (
     PartShape((5, 7, 1, 3, 6), ((2, 13, 14), (14, 15, 20))),
     PartShape((1, 1, 9, 4), ((0,), ())),
 )
-NUM_STEPS = 11  # Two and a half epochs; the last step of an epoch is short.
+NUM_STEPS = 9  # Two epochs and a bit; the last step of an epoch is short.
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def _interrupt(made: MadeCorpus, segments: list[tuple[Reading, int, int]], trial
 
 
 def test_any_corpus_is_read_in_one_order_through_any_interruptions(tally: Tally) -> None:
-    _try_any_corpus(tally, "any shard sizes, ranks, exclusions, parts", 25)
+    _try_any_corpus(tally, "any shard sizes, ranks, exclusions, parts", 15)
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_fewer_rows_or_shards_than_ranks_are_read_whole(
     made = MadeCorpus(tmp_path, [PartShape(shards)])
     expected = made.expected(6)
     with counted(tally, "order", "fewer rows or shards than ranks") as trials:
-        for world_size, done in itertools.product((1, 2, 4, 16), (0, 1, 4, 6)):
+        for world_size, done in itertools.product((1, 4, 16), (0, 1, 4, 6)):
             with trials.attempt():
                 before, state = made.read(Reading(world_size), None, 6, done)
                 after, _ = made.read(Reading(world_size, 1), state, 6 - done)
