@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distill.column_view import view_bytes, view_numbers
+from schemas.column_view import view_bytes, view_numbers
 from schemas.errors import DataError, RefusedError
 from schemas.job import PartSource
 from schemas.plan import Plan, cut_rows

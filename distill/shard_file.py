@@ -4,9 +4,13 @@ Shapes: R rows of a batch, C classes.
 
 Invariants:
     1. Only bytes that lie in a checked region are decoded: a flipped bit anywhere in the file raises
-       before a value of its batch is seen (tests/distill/test_store_reader.py).
+       before a value of its batch is seen (tests/distill/test_store_reader.py,
+       tests/reliability/test_damage_matrix.py).
     2. A map that is used is as long as the commit record says (a shorter file would end the process
        with SIGBUS) (tests/distill/test_store_reader.py).
+    3. A file whose hashes match but whose content is not a shard's (a stranger made it) raises too: other
+       columns, rows that are not the plan's, numbers that are not finite
+       (tests/reliability/test_hostile_stores.py). The footer is for other readers: nothing here reads it.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from distill.column_view import view_bytes, view_numbers
+from schemas.arrow_message import ArrowMessageError, read_batch, read_head
+from schemas.column_view import view_bytes, view_numbers, wrap_integers
 from schemas.errors import DamagedStoreError
+from schemas.plan import Plan
 from schemas.records import DATA_DIRECTORY, BatchRecord, CommitRecord
 from schemas.rows import classification_schema
 from schemas.storage.storage import StoreSource
@@ -48,22 +54,35 @@ class ShardFile:
 
     Args:
         source: Storage of the store.
-        record: The shard's commit record; it is trusted (its own digest was checked).
+        record: The shard's commit record; it fits the plan (``distill.store_records``).
         num_labels: C.
-        verify: Whether hashes are checked.
+        verify: Whether hashes, and the meaning of the rows, are checked.
+        plan: The store's plan, with whose ids and text hashes the rows are compared.
 
     Raises:
         DamagedStoreError: The file is missing, has another size, or its head or tail is damaged.
         ResourceError: The file may not be read.
     """
 
-    def __init__(self, source: StoreSource, record: CommitRecord, num_labels: int, *, verify: bool) -> None:
+    def __init__(
+        self,
+        source: StoreSource,
+        record: CommitRecord,
+        num_labels: int,
+        *,
+        verify: bool,
+        plan: Plan | None = None,
+    ) -> None:
         self._source = source
         self._record = record
         self._verify = verify
+        self._plan = plan
+        self._schema = classification_schema(num_labels)
+        self._excluded = np.array(sorted(row.ordinal for row in record.excluded), np.int64)
+        self._firsts = np.cumsum([0, *(batch.rows for batch in record.batches)], dtype=np.int64)
         self._buffer = self._map()
         self._checked: dict[int, BatchColumns] = {}
-        self._schema = self._read_schema(num_labels)
+        self._read_head()
 
     def batch(self, index: int) -> BatchColumns:
         """Returns batch ``index``, checking its hash the first time.
@@ -103,23 +122,13 @@ class ShardFile:
             )
         return buffer
 
-    def _read_schema(self, num_labels: int) -> pa.Schema:
-        self._check("head", self._record.head, None)
+    def _read_head(self) -> None:
+        head = self._check("head", self._record.head, None)
         self._check("tail", self._record.tail, None)
         try:
-            reader = pa.ipc.open_file(self._buffer)
-            schema, num_batches = reader.schema, reader.num_record_batches
-        except (pa.ArrowException, OSError) as error:
-            raise self.damage(f"is no Arrow IPC file ({error})", offset=0) from error
-        expected = classification_schema(num_labels)
-        if not schema.equals(expected, check_metadata=False):
-            found = ", ".join(f"{field.name} {field.type}" for field in schema)
-            raise self.damage(f"has columns {found}, not those of {num_labels} labels", offset=0)
-        if num_batches != len(self._record.batches):
-            raise self.damage(
-                f"has {num_batches} record batches, its commit record {len(self._record.batches)}"
-            )
-        return schema
+            read_head(head, self._schema)
+        except ArrowMessageError as error:
+            raise self.damage(f"does not start as a shard: {error}", offset=0) from error
 
     def _check(self, name: str, region: BatchRecord, batch: int | None) -> pa.Buffer:
         data = self._buffer.slice(region.offset, region.length)
@@ -140,34 +149,35 @@ class ShardFile:
         data = self._check(f"record batch {index}", region, index)
         try:
             # Read from the checked region itself, so that a footer cannot point elsewhere.
-            batch = pa.ipc.read_record_batch(pa.ipc.read_message(data), self._schema)
-            batch.validate()
-        except (pa.ArrowException, OSError, EOFError) as error:
-            raise self.damage(
-                f"record batch {index} cannot be decoded ({error})", batch=index, offset=region.offset
-            ) from error
-        if batch.num_rows != region.rows or any(column.null_count for column in batch.columns):
-            raise self.damage(
-                f"record batch {index} has {batch.num_rows} rows or nulls, its record {region.rows} rows",
-                batch=index,
-                offset=region.offset,
-            )
+            batch = read_batch(data, self._schema)
+        except ArrowMessageError as error:
+            raise self.damage(f"record batch {index}: {error}", batch=index, offset=region.offset) from error
+        problem = self._find_problem(index, batch)
+        if problem is not None:
+            raise self.damage(f"record batch {index} {problem}", batch=index, offset=region.offset)
+        return _split(batch)
+
+    def _find_problem(self, index: int, batch: pa.RecordBatch) -> str | None:
+        """Says what is wrong with the content of a batch that can be decoded, or returns None."""
+        rows = self._expected_rows(index)
+        if batch.num_rows != len(rows):
+            return f"has {batch.num_rows} rows, its record says {len(rows)}"
         columns = _split(batch)
-        if not np.array_equal(columns.rows, self._expected_rows(index)):
-            raise self.damage(
-                f"record batch {index} holds other rows than its record",
-                batch=index,
-                offset=region.offset,
-            )
-        return columns
+        if not np.array_equal(columns.rows, rows):
+            return "holds other rows than its record"
+        if not self._verify:
+            return None
+        if not np.isfinite(columns.logits_RC).all():
+            return "has a logit that is not finite"
+        if self._plan is not None and not _holds_plan_rows(batch, self._plan, rows):
+            return "holds other examples than the plan"
+        return None
 
     def _expected_rows(self, index: int) -> npt.NDArray[np.int64]:
-        record = self._record
-        rows = np.arange(record.start, record.stop, dtype=np.int64)
-        if record.excluded:
-            rows = np.setdiff1d(rows, [row.ordinal for row in record.excluded], assume_unique=True)
-        first = sum(batch.rows for batch in record.batches[:index])
-        return rows[first : first + record.batches[index].rows]
+        """Returns the ordinals of a batch: those of the shard without the excluded ones, cut as recorded."""
+        kept = self._record.start + np.arange(self._firsts[index], self._firsts[index + 1])
+        # The k-th excluded ordinal has e_k - k kept ones before it, counted with `start`.
+        return kept + np.searchsorted(self._excluded - np.arange(len(self._excluded)), kept, side="right")
 
 
 def _split(batch: pa.RecordBatch) -> BatchColumns:
@@ -178,3 +188,14 @@ def _split(batch: pa.RecordBatch) -> BatchColumns:
         text_hashes=view_bytes(batch.column("text_hash")),
         logits_RC=view_numbers(logits.flatten(), np.float32).reshape(-1, logits.type.list_size),
     )
+
+
+def _holds_plan_rows(batch: pa.RecordBatch, plan: Plan, rows: npt.NDArray[np.int64]) -> bool:
+    if not len(rows):
+        return True
+    first, last = int(rows[0]), int(rows[-1])
+    expected = plan.rows.slice(first, last - first + 1)
+    if expected.num_rows != len(rows):
+        expected = expected.take(wrap_integers(rows - first))
+    names = ("example_id", "text_hash")
+    return all(expected.column(name).equals(pa.chunked_array([batch.column(name)])) for name in names)

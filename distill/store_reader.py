@@ -3,8 +3,7 @@
 Shapes: B rows asked for, R rows of a batch, C classes.
 
 Invariants:
-    1. Reading starts at ``manifest.json``; it binds ``STORE.json``, the plan and the commit records,
-       and a change of any byte of them raises (tests/distill/test_store_reader.py).
+    1. Records and plan describe one store, whole (``distill.store_records``).
     2. A shard's bytes are checked before they are decoded (``distill.shard_file``).
     3. What ``gather`` returns is a copy; mapped memory is never handed out writable
        (tests/distill/test_store_reader.py).
@@ -12,7 +11,6 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,27 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.shard_file import BatchColumns, ShardFile
-from schemas.digest import DocumentError, decode_document
-from schemas.errors import DamagedStoreError, DataError, IncompleteStoreError, RefusedError
-from schemas.plan import Plan
-from schemas.records import (
-    COMMIT_DIRECTORY,
-    FORMAT_VERSION,
-    MANIFEST_FILE,
-    MAX_COMMIT_BYTES,
-    MAX_IDENTITY_BYTES,
-    MAX_MANIFEST_BYTES,
-    STORE_FILE,
-    CommitRecord,
-    Manifest,
-    StoreIdentity,
-    parse_record,
-)
+from distill.store_records import StoreRecords, read_store_records
+from schemas.errors import DataError
+from schemas.records import CommitRecord
 from schemas.rows import TEXT_HASH_BYTES
 from schemas.storage.location import is_local, open_storage
-from schemas.storage.reading import read_files
 from schemas.storage.storage import StoreSource
-from schemas.store_files import check_data_file, list_data, load_plan
+from schemas.store_files import check_data_file, list_data
 
 MAX_MAPPED_SHARDS = 256
 """Maps kept at once; an evicted shard is mapped and checked again when it is next touched."""
@@ -60,23 +44,14 @@ class LogitStore:
         excluded: Ordinals without logits, int64, ascending.
     """
 
-    def __init__(
-        self,
-        source: StoreSource,
-        identity: StoreIdentity,
-        plan: Plan,
-        records: tuple[CommitRecord, ...],
-        *,
-        verify: bool,
-    ) -> None:
+    def __init__(self, source: StoreSource, found: StoreRecords, *, verify: bool) -> None:
         self.root = source.root
-        self._source = source
-        self.identity = identity
-        self.plan = plan
-        self.records = records
+        self.identity = found.identity
+        self.plan = found.plan
+        self.records = records = found.records
         self.excluded: Rows = _sorted_ordinals(records)
+        self._source = source
         self._verify = verify
-        self._bounds = np.asarray(plan.bounds, np.int64)
         sizes = [batch.rows for record in records for batch in record.batches]
         # Of each batch, over the whole store: its first stored row, its shard, its place in the shard.
         self._batch_starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
@@ -90,9 +65,10 @@ class LogitStore:
 
         Args:
             root: The store's directory, or its URL.
-            verify: Check the hashes of shard files: head and tail of each when it is mapped (a local
-                one's now), a record batch when it is first touched. JSON records and the plan are
-                always checked, and that each data file is there with its size.
+            verify: Check shard files against their hashes: head and tail of each when it is mapped (a
+                local one's now), a record batch when it is first touched; then also that its logits
+                are finite and its examples the plan's. JSON records, the plan and the layout of what
+                is decoded are always checked, and that each data file is there with its size.
 
         Raises:
             IncompleteStoreError: There is no manifest.
@@ -103,19 +79,13 @@ class LogitStore:
         source = open_storage(root)
         if is_local(source.root) and not Path(source.root).is_dir():
             raise DataError(f"store {source.root}: there is no such directory")
-        manifest_data = _read_manifest(source)
-        _check_version(manifest_data, source.root, MANIFEST_FILE)
-        manifest = parse_record(manifest_data, Manifest, store=source.root, name=MANIFEST_FILE)
-        identity = _read_identity(source, manifest)
-        plan = load_plan(source, manifest.plan_hash, sha256=manifest.plan_sha256)
-        records = _read_commits(source, manifest)
-        _check_binding(source.root, manifest, identity, plan, records)
+        found = read_store_records(source)
         files = list_data(source)
-        for record in records:
+        for record in found.records:
             check_data_file(source, record, files)
-        store = cls(source, identity, plan, records, verify=verify)
+        store = cls(source, found, verify=verify)
         if source.is_local:
-            for shard in range(len(records)):
+            for shard in range(len(store.records)):
                 store.shard_file(shard)
         return store
 
@@ -178,7 +148,9 @@ class LogitStore:
         """Returns a shard's mapped file, mapping and checking it if it is not mapped."""
         file = self._mapped.get(shard)
         if file is None:
-            file = ShardFile(self._source, self.records[shard], self.num_labels, verify=self._verify)
+            file = ShardFile(
+                self._source, self.records[shard], self.num_labels, verify=self._verify, plan=self.plan
+            )
             self._mapped[shard] = file
             if len(self._mapped) > MAX_MAPPED_SHARDS:
                 self._mapped.popitem(last=False)
@@ -214,84 +186,3 @@ class LogitStore:
 
 def _sorted_ordinals(records: tuple[CommitRecord, ...]) -> Rows:
     return np.array(sorted(row.ordinal for record in records for row in record.excluded), np.int64)
-
-
-def _read_manifest(source: StoreSource) -> bytes:
-    try:
-        return source.read(MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
-    except FileNotFoundError as error:
-        raise IncompleteStoreError(source.root) from error
-
-
-def _read_identity(source: StoreSource, manifest: Manifest) -> StoreIdentity:
-    try:
-        data = source.read(STORE_FILE, max_bytes=MAX_IDENTITY_BYTES)
-    except FileNotFoundError as error:
-        raise DamagedStoreError(f"{STORE_FILE} is missing", store=source.root) from error
-    _check_hash(source.root, STORE_FILE, data, manifest.store_sha256)
-    return parse_record(data, StoreIdentity, store=source.root, name=STORE_FILE)
-
-
-def _read_commits(source: StoreSource, manifest: Manifest) -> tuple[CommitRecord, ...]:
-    names = [f"{COMMIT_DIRECTORY}/{shard.record}" for shard in manifest.shards]
-    try:
-        found = read_files(source, names, max_bytes=MAX_COMMIT_BYTES)
-    except FileNotFoundError as error:
-        raise DamagedStoreError(f"{error} is missing", store=source.root) from error
-    records = []
-    for shard, name, data in zip(manifest.shards, names, found, strict=True):
-        _check_hash(source.root, name, data, shard.record_sha256)
-        records.append(parse_record(data, CommitRecord, store=source.root, name=name))
-    return tuple(records)
-
-
-def _check_hash(root: str, name: str, data: bytes, sha256: str) -> None:
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise DamagedStoreError(f"{name} does not match its hash", store=root)
-
-
-def _check_version(data: bytes, root: str, name: str) -> None:
-    try:
-        version = decode_document(data).get("format")
-    except DocumentError as error:
-        raise DamagedStoreError(f"{name} {error}", store=root) from error
-    if version != FORMAT_VERSION:
-        raise RefusedError(
-            f"store {root}: has format {version}, this tmkd reads {FORMAT_VERSION}; "
-            "open it with the tmkd that wrote it, or make it anew"
-        )
-
-
-def _check_binding(
-    root: str, manifest: Manifest, identity: StoreIdentity, plan: Plan, records: tuple[CommitRecord, ...]
-) -> None:
-    """Checks that manifest, identity, plan and records describe one store, whole."""
-    owners = {(record.plan_hash, record.generation_hash) for record in records}
-    owners.add((identity.plan_hash, identity.generation_hash))
-    if owners != {(manifest.plan_hash, manifest.generation_hash)}:
-        raise DamagedStoreError("its records belong to different plans or teachers", store=root)
-    cut = [(record.shard, record.start, record.stop) for record in records]
-    if cut != [(task.shard, task.start, task.stop) for task in plan.tasks()]:
-        raise DamagedStoreError("its commit records do not cover the plan's shards", store=root)
-    for record in records:
-        _check_record(root, record)
-    if sum(record.num_rows for record in records) != manifest.num_rows:
-        raise DamagedStoreError("the manifest's number of rows is not that of its shards", store=root)
-
-
-def _check_record(root: str, record: CommitRecord) -> None:
-    offset = 0
-    for region in record.regions():
-        if region.offset != offset:
-            raise DamagedStoreError(
-                "its commit record leaves a gap", store=root, shard=record.shard, offset=offset
-            )
-        offset += region.length
-    excluded = [row.ordinal for row in record.excluded]
-    inside = all(record.start <= ordinal < record.stop for ordinal in excluded)
-    rows = sum(batch.rows for batch in record.batches)
-    expected = record.stop - record.start - len(excluded)
-    if offset != record.num_bytes or not inside or not rows == record.num_rows == expected:
-        raise DamagedStoreError("its commit record does not add up", store=root, shard=record.shard)
-    if len(set(excluded)) != len(excluded):
-        raise DamagedStoreError("its commit record excludes a row twice", store=root, shard=record.shard)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from schemas.arrow_message import ArrowMessageError, read_file
+from schemas.column_view import view_numbers
 from schemas.digest import DocumentError, hash_value, parse_json, replace_file
 from schemas.errors import DataError
 from schemas.rows import TEXT_HASH_BYTES, fingerprint_columns
@@ -203,7 +204,7 @@ def _check_rows(rows: pa.Table, bounds: tuple[int, ...]) -> None:
         raise PlanContentError(f"its shard bounds do not cover its {rows.num_rows} rows")
     start = 0
     for chunk in rows.column("ordinal").chunks:
-        if not np.array_equal(chunk.to_numpy(), np.arange(start, start + len(chunk))):
+        if not np.array_equal(view_numbers(chunk, np.int64), np.arange(start, start + len(chunk))):
             raise PlanContentError("its ordinals do not count its rows from 0")
         start += len(chunk)
     repeated = _find_repeated(rows.column("example_id"))

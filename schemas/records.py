@@ -30,6 +30,8 @@ MANIFEST_FILE = "manifest.json"
 DATA_DIRECTORY = "data"
 COMMIT_DIRECTORY = "commit"
 LOCK_FILE = "stores.lock.json"
+# Characters of a name that is shown in an error.
+_MAX_SHOWN = 200
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -217,14 +219,34 @@ def parse_record(data: bytes, kind: type[Record], *, store: Path | str, name: st
     Raises:
         DamagedStoreError: The bytes are no such record, or do not match their digest.
     """
+    return validate_record(decode_record(data, store=store, name=name), kind, store=store, name=name)
+
+
+def decode_record(data: bytes, *, store: Path | str, name: str) -> dict[str, Any]:
+    """Parses a record's JSON and checks its digest, whatever kind and version it is.
+
+    Raises:
+        DamagedStoreError: The bytes are no JSON document, or do not match their digest.
+    """
     try:
-        return kind.model_validate(decode_document(data))
+        return decode_document(data)
     except DocumentError as error:
         raise DamagedStoreError(f"{name} {error}", store=store) from error
+
+
+def validate_record(document: dict[str, Any], kind: type[Record], *, store: Path | str, name: str) -> Record:
+    """Returns a decoded record as ``kind``.
+
+    Raises:
+        DamagedStoreError: It is no such record.
+    """
+    try:
+        return kind.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(step) for step in first["loc"])
-        raise DamagedStoreError(f"{name}: {field}: {first['msg']}", store=store) from error
+        first = error.errors(include_input=False, include_url=False)[0]
+        # A stranger may have chosen the field's name.
+        field = ascii(".".join(str(step) for step in first["loc"])[:_MAX_SHOWN]).strip("'")
+        raise DamagedStoreError(f"{name}: {field}: {first['msg'][:_MAX_SHOWN]}", store=store) from error
 
 
 def read_record(path: Path, kind: type[Record], *, store: Path | str) -> Record:

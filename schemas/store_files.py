@@ -80,13 +80,16 @@ def load_identity(source: StoreSource) -> StoreIdentity:
     return parse_record(data, StoreIdentity, store=source.root, name=STORE_FILE)
 
 
-def load_plan(source: StoreSource, plan_hash: str, *, sha256: str | None = None) -> Plan:
+def load_plan(
+    source: StoreSource, plan_hash: str, *, sha256: str | None = None, max_bytes: int | None = None
+) -> Plan:
     """Reads ``plan.arrow``.
 
     Args:
         source: The store.
         plan_hash: What the plan's hash must be.
         sha256: What the file's hash must be, where the manifest says it.
+        max_bytes: A larger file is damage, and is not hashed.
 
     Raises:
         DamagedStoreError: It is missing, damaged, or another plan.
@@ -95,6 +98,10 @@ def load_plan(source: StoreSource, plan_hash: str, *, sha256: str | None = None)
         data = source.map_file(PLAN_FILE, sha256=sha256)
     except FileNotFoundError as error:
         raise DamagedStoreError(f"{PLAN_FILE} is missing", store=source.root) from error
+    if max_bytes is not None and data.size > max_bytes:
+        raise DamagedStoreError(
+            f"{PLAN_FILE} has {data.size} bytes, too many for its rows", store=source.root
+        )
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise DamagedStoreError(f"{PLAN_FILE} does not match its hash", store=source.root)
     try:

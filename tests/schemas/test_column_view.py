@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from distill.column_view import view_bytes, view_numbers
+from schemas.column_view import view_bytes, view_numbers, wrap_integers
 from tests.store_factory import make_part, make_store
 
 
@@ -20,6 +20,13 @@ def test_a_view_respects_offsets_and_shares_memory() -> None:
     view = view_bytes(values)
     assert [row.tobytes() for row in view] == [b"cd", b"ef"]
     assert view.ctypes.data == values.buffers()[1].address + 2
+
+
+def test_wrapped_integers_share_memory() -> None:
+    numbers = np.array([3, 1])
+    wrapped = wrap_integers(numbers)
+    assert wrapped.to_pylist() == [3, 1]
+    assert wrapped.buffers()[1].address == numbers.ctypes.data
 
 
 def test_an_empty_column_is_an_empty_view() -> None:
