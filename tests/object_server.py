@@ -237,7 +237,8 @@ class _FaultyService:
             return self._serve(environ, respond)
         if fault.kind is Kind.STATUS:
             _drain(environ)
-            return _refuse(respond, fault.status, fault.code, "injected")
+            body = _refuse(respond, fault.status, fault.code, "injected")
+            return [] if environ["REQUEST_METHOD"] == "HEAD" else body
         if fault.kind is Kind.DROP_BEFORE:
             _drain(environ)
             return _hang_up(environ, respond)
@@ -334,9 +335,12 @@ def _hang_up(environ: Environ, respond: Respond) -> list[bytes]:
 
 def _client(endpoint: str) -> Any:
     import boto3
+    from botocore.config import Config
 
     return boto3.client(
         "s3",
+        # Objects without a checksum, as many services keep them: the store's own hashes are what counts.
+        config=Config(request_checksum_calculation="when_required"),
         endpoint_url=endpoint,
         region_name=_ACCOUNT["AWS_DEFAULT_REGION"],
         aws_access_key_id=_ACCOUNT["AWS_ACCESS_KEY_ID"],

@@ -38,6 +38,8 @@ from schemas.storage.service_errors import (
 )
 from schemas.storage.storage import Filled, StoredFile
 
+# Time is given for a listing of this size; it comes in pages of some hundred kilobytes.
+_LISTING_BYTES = 64 * 2**20
 _TIME_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 
 # A single committer is one process; its threads take turns here.
@@ -146,7 +148,7 @@ class ObjectStorage:
         """See ``StoreSink``: as atomic as the service's own PUT, which on object stores is whole."""
         url = self._url(name)
         reach(FaultPoint.MANIFEST_WRITTEN)
-        self._persist(name, lambda: self.filesystem.pipe_file(url, data))
+        self._persist(name, lambda: self._call("pipe_file", url, data, num_bytes=len(data)))
         reach(FaultPoint.MANIFEST_REPLACED)
 
     def publish(self, name: str, fill: Callable[[Path], Filled]) -> Filled:
@@ -165,17 +167,25 @@ class ObjectStorage:
         """See ``StoreSink``."""
         url = self._url(name)
         try:
-            self._persist(name, lambda: self.filesystem.rm_file(url))
+            self._persist(name, lambda: self._call("rm_file", url))
         except FileNotFoundError:
             return
 
     def make_directories(self, names: tuple[str, ...]) -> None:
         """Makes directories below the root, where the service has any."""
         for name in names if needs_directories(self.root) else ():
-            self._persist(name, partial(self.filesystem.makedirs, self._url(name), exist_ok=True))
+            self._persist(name, partial(self._call, "makedirs", self._url(name), exist_ok=True))
 
     def _persist(self, name: str, action: Callable[[], Any], *, is_transfer: bool = False) -> Any:
         return persist(action, self._settings, location=f"{self.root}/{name}", is_transfer=is_transfer)
+
+    def _call(self, method: str, *arguments: Any, num_bytes: int = 0, **options: Any) -> Any:
+        """Makes a request of the file system that ends after its time, whatever the service does."""
+        filesystem = self.filesystem
+        if filesystem.async_impl:
+            # Taken by ``fsspec.asyn.sync``, which every method of such a file system goes through.
+            options["timeout"] = self._settings.limit_s(num_bytes)
+        return getattr(filesystem, method)(*arguments, **options)
 
     def _url(self, name: str) -> str:
         path = PurePosixPath(name)
@@ -185,10 +195,9 @@ class ObjectStorage:
 
     def _list(self, url: str) -> list[dict[str, Any]]:
         def request() -> list[dict[str, Any]]:
-            filesystem = self.filesystem
             # Where listings are cached in spite of all, an old one would hide what others committed.
-            filesystem.invalidate_cache(url)
-            return filesystem.ls(url, detail=True)
+            self.filesystem.invalidate_cache(url)
+            return list(self._call("ls", url, detail=True, num_bytes=_LISTING_BYTES))
 
         try:
             entries = persist(request, self._settings, location=url)
@@ -199,7 +208,7 @@ class ObjectStorage:
 
     def _read_range(self, url: str, num_bytes: int) -> bytes:
         try:
-            return bytes(self.filesystem.cat_file(url, start=0, end=num_bytes))
+            return bytes(self._call("cat_file", url, start=0, end=num_bytes, num_bytes=num_bytes))
         except service_errors() as error:
             if is_empty_range(error):
                 return b""
@@ -214,18 +223,19 @@ class ObjectStorage:
 
     def _download(self, name: str, url: str, num_bytes: int | None, path: Path) -> None:
         size = self._check_size(name, self._size(url), num_bytes)
-        self.filesystem.get_file(url, str(path))
+        self._call("get_file", url, str(path), num_bytes=size)
         if path.stat().st_size != size:
             raise InterruptedTransferError(f"{path.stat().st_size} of {size} bytes came")
 
     def _upload(self, staged: Path, url: str) -> None:
-        self.filesystem.put_file(str(staged), url)
-        sent, arrived = staged.stat().st_size, self._size(url)
+        sent = staged.stat().st_size
+        self._call("put_file", str(staged), url, num_bytes=sent)
+        arrived = self._size(url)
         if arrived != sent:
             raise InterruptedTransferError(f"{arrived} of {sent} bytes arrived")
 
     def _size(self, url: str) -> int:
-        entry = self.filesystem.info(url)
+        entry = self._call("info", url)
         if entry["type"] != "file":
             raise FileNotFoundError(url)
         return int(entry["size"])
@@ -242,7 +252,7 @@ class ObjectStorage:
         one meets the first.
         """
         try:
-            self.filesystem.pipe_file(url, data, mode="create")
+            self._call("pipe_file", url, data, mode="create", num_bytes=len(data))
         except service_errors() as error:
             if is_unsupported(error):
                 raise refuse(self.root, "it cannot create a file only if it is absent") from error
@@ -260,7 +270,7 @@ class ObjectStorage:
             # A lost answer is settled by trying again, which would then find our own bytes.
             found = self._read_back(url, len(data))
             if found is None:
-                self.filesystem.pipe_file(url, data)
+                self._call("pipe_file", url, data, num_bytes=len(data))
         return found is None or found == data
 
     def _read_back(self, url: str, num_bytes: int) -> bytes | None:

@@ -56,6 +56,7 @@ class RetrySettings:
         longest_wait_s: Bound of what doubles.
         connect_timeout_s: For a connection.
         read_timeout_s: For the next byte of an answer.
+        slowest_bytes_per_s: A file gets this much more time; one that takes longer is stuck.
     """
 
     num_attempts: int = 8
@@ -64,6 +65,15 @@ class RetrySettings:
     longest_wait_s: float = 10.0
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 15.0
+    slowest_bytes_per_s: float = 256 * 1024
+
+    def limit_s(self, num_bytes: int) -> float:
+        """Returns how long a request that moves a file of this size may take.
+
+        The time-outs of the libraries do not bound it: while a PUT waits for ``100 Continue`` or sends
+        its body, no clock runs.
+        """
+        return self.connect_timeout_s + self.read_timeout_s + num_bytes / self.slowest_bytes_per_s
 
     @classmethod
     def from_environment(cls) -> RetrySettings:

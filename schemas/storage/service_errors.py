@@ -14,7 +14,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from schemas.errors import ResourceError, first_line
@@ -44,12 +44,22 @@ _SERVICE_CLASSES = {
 _TRANSIENT_CLASSES = {
     "aiohttp.client_exceptions": ("ClientConnectionError", "ClientPayloadError"),
     "azure.core.exceptions": ("ServiceRequestError", "ServiceResponseError"),
-    "botocore.exceptions": ("ConnectionError", "HTTPClientError", "IncompleteReadError"),
+    "botocore.exceptions": (
+        "ConnectionError",
+        "FlexibleChecksumError",
+        "HTTPClientError",
+        "IncompleteReadError",
+    ),
     "botocore.parsers": ("ResponseParserError",),
     "gcsfs.retry": ("ChecksumError",),
     "google.auth.exceptions": ("TransportError",),
     "requests.exceptions": ("ConnectionError", "Timeout", "ChunkedEncodingError"),
     "urllib3.exceptions": ("HTTPError",),
+}
+# Attribute that holds the status -> the classes that have it because the service said it.
+_STATUS_CLASSES = {
+    "code": {"gcsfs.retry": ("HttpError",)},
+    "status_code": {"azure.core.exceptions": ("HttpResponseError",)},
 }
 _CREDENTIAL_CLASSES = {
     "botocore.exceptions": (
@@ -119,10 +129,13 @@ def http_status(error: BaseException) -> int | None:
     """Returns the status of the answer behind an error, or None if there was no answer."""
     for link in _chain(error):
         metadata = _response(link).get("ResponseMetadata")
-        found = metadata.get("HTTPStatusCode") if isinstance(metadata, dict) else None
-        for value in (found, *(getattr(link, name, None) for name in ("status", "status_code", "code"))):
-            if str(value).isdecimal() and 100 <= int(str(value)) < 600:
-                return int(str(value))
+        status = metadata.get("HTTPStatusCode") if isinstance(metadata, dict) else None
+        for attribute, table in _STATUS_CLASSES.items():
+            # Not any class with such an attribute: aiohttp says 400 of answers that it cannot parse.
+            if isinstance(link, _loaded(table)):
+                status = getattr(link, attribute)
+        if str(status).isdecimal():
+            return int(str(status))
     return None
 
 
@@ -192,7 +205,7 @@ def _response(error: BaseException) -> dict[str, Any]:
     return response if isinstance(response, dict) else {}
 
 
-def _loaded(table: dict[str, tuple[str, ...]]) -> tuple[type[BaseException], ...]:
+def _loaded(table: Mapping[str, tuple[str, ...]]) -> tuple[type[BaseException], ...]:
     found = []
     for module_name, class_names in table.items():
         module = sys.modules.get(module_name)
