@@ -15,15 +15,15 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from schemas.digest import DocumentError, decode_document, encode_document
+from schemas.digest import MAX_DOCUMENT_BYTES, DocumentError, decode_document, encode_document
 from schemas.errors import DamagedStoreError
 from schemas.recipe import Count, Frozen
 
 FORMAT_VERSION = "1.0"
 # What a record may weigh at most; one that is larger is not read.
 MAX_IDENTITY_BYTES = 4 * 1024 * 1024
-MAX_COMMIT_BYTES = 64 * 1024 * 1024
-MAX_MANIFEST_BYTES = 256 * 1024 * 1024
+MAX_COMMIT_BYTES = MAX_DOCUMENT_BYTES
+MAX_MANIFEST_BYTES = MAX_DOCUMENT_BYTES
 STORE_FILE = "STORE.json"
 PLAN_FILE = "plan.arrow"
 MANIFEST_FILE = "manifest.json"
