@@ -7,7 +7,8 @@ Invariants (tests/precompute/test_store_writer.py):
     1. A fault at any step publishes nothing, leaves no temporary file, and the next attempt works.
     2. Of two attempts at one shard exactly one is committed; the loser deletes its own file.
     3. A commit record never names a file that is not there.
-    4. The manifest's bytes depend on STORE.json, plan and commit records alone.
+    4. The manifest's bytes depend on STORE.json, plan and commit records alone; a slow process does not
+       leave an older one there (tests/reliability/test_two_runs.py).
     5. A directory that holds another store is refused, never written to.
 """
 
@@ -51,6 +52,7 @@ from schemas.store_files import (
     check_data_file,
     check_owner,
     has_file,
+    list_commits,
     list_data,
     load_commit,
     load_commits,
@@ -235,23 +237,15 @@ class StoreWriter:
             IncompleteStoreError: Shards are missing.
             DamagedStoreError: See ``commit_records``.
         """
-        commits = self.commit_records()
-        if len(commits) != self.plan.num_shards:
-            raise IncompleteStoreError(self.root)
-        shards = tuple(commit.entry() for commit in commits.values())
-        manifest = Manifest(
-            plan_hash=self.identity.plan_hash,
-            generation_hash=self.identity.generation_hash,
-            store_sha256=_hash_bytes(self.storage.read(STORE_FILE, max_bytes=MAX_IDENTITY_BYTES)),
-            plan_sha256=hashlib.sha256(self.storage.map_file(PLAN_FILE)).hexdigest(),
-            num_rows=sum(shard.num_rows for shard in shards),
-            shards=shards,
-            excluded=tuple(row for commit in commits.values() for row in commit.record.excluded),
-        )
-        data = encode_record(manifest)
-        if self._read_manifest() != data:
-            self.storage.replace(MANIFEST_FILE, data)
-        return manifest
+        while True:
+            revisions = list_commits(self.storage)
+            manifest = self._make_manifest()
+            data = encode_record(manifest)
+            if self._read_manifest() != data:
+                self.storage.replace(MANIFEST_FILE, data)
+            # A process that was slow to write may have covered the manifest of a repair.
+            if list_commits(self.storage) == revisions:
+                return manifest
 
     def is_complete(self) -> bool:
         """Tells whether the manifest is there and belongs to this store.
@@ -264,6 +258,21 @@ class StoreWriter:
             return False
         check_owner(self.storage, MANIFEST_FILE, manifest, self.identity)
         return len(manifest.shards) == self.plan.num_shards
+
+    def _make_manifest(self) -> Manifest:
+        commits = self.commit_records()
+        if len(commits) != self.plan.num_shards:
+            raise IncompleteStoreError(self.root)
+        shards = tuple(commit.entry() for commit in commits.values())
+        return Manifest(
+            plan_hash=self.identity.plan_hash,
+            generation_hash=self.identity.generation_hash,
+            store_sha256=_hash_bytes(self.storage.read(STORE_FILE, max_bytes=MAX_IDENTITY_BYTES)),
+            plan_sha256=hashlib.sha256(self.storage.map_file(PLAN_FILE)).hexdigest(),
+            num_rows=sum(shard.num_rows for shard in shards),
+            shards=shards,
+            excluded=tuple(row for commit in commits.values() for row in commit.record.excluded),
+        )
 
     def _read_manifest(self) -> bytes | None:
         try:

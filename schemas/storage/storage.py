@@ -90,7 +90,10 @@ class StoreSink(Protocol):
         """
 
     def replace(self, name: str, data: bytes) -> None:
-        """Writes a whole file atomically and durably over what is there."""
+        """Writes a whole file atomically and durably over what is there.
+
+        Files that any process created before are durable before it is.
+        """
 
     def publish(self, name: str, fill: Callable[[Path], Filled]) -> Filled:
         """Lets ``fill`` write a new local file, then publishes it under ``name``, whole and durably.

@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from cluster.catalog import verify_store
+from cluster.store_check import diagnose_store
 from precompute.encode import encode_rows
 from precompute.store_writer import StoreWriter
 from schemas.digest import hash_value
@@ -110,9 +110,9 @@ def run_store(root: Path | str, shape: Shape = SMALL) -> list[Try]:
     """Fills the store at ``root``, from wherever it is, until it is complete."""
     plan = shape.plan()
     identity = make_identity(plan)
-    if has_file(open_storage(root), MANIFEST_FILE):
-        if StoreWriter.attach(root, expected=identity).is_complete():
-            return []
+    has_manifest = has_file(open_storage(root), MANIFEST_FILE)
+    if has_manifest and StoreWriter.attach(root, expected=identity).is_complete():
+        return []
     store = StoreWriter.open(root, identity, plan)
     tries = list(run_shards(store, shape.batch_rows))
     store.finish()
@@ -283,7 +283,8 @@ def is_garbage(name: str) -> bool:
 def check_finished(root: Path, shape: Shape = SMALL, *, where: object = "") -> None:
     """Checks that a store is complete, sound, and has the content of an undisturbed run."""
     for deep in (False, True):
-        assert verify_store(root, deep=deep)["num_rows"] == shape.num_rows, where
+        diagnosis = diagnose_store(root, deep=deep)
+        assert diagnosis.is_sound, (where, diagnosis.problems)
     manifest = load_manifest(open_storage(root))
     assert manifest is not None, where
     num_shards = shape.plan().num_shards
