@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from schemas.errors import RecipeError
+from schemas.errors import RecipeError, ResourceError
 from schemas.storage.os_errors import translated_os_errors
 
 DEFAULT_MAX_BYTES = 64 * 2**30
@@ -82,7 +82,7 @@ class CopyCache:
             buffer = self._map_copy(sha256)
             if buffer is not None:
                 return buffer
-            (self.directory / _LOCK_DIRECTORY).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_directories()
             with self._filling(sha256):
                 # Another process may have filled it while this one waited.
                 buffer = self._map_copy(sha256)
@@ -99,12 +99,23 @@ class CopyCache:
                 return False
         return True
 
+    def _make_directories(self) -> None:
+        try:
+            # ``parents`` would make the directory itself with the usual mode.
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.directory / _LOCK_DIRECTORY).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(
+                f"{self.directory}: cannot be made ({error.strerror}); remote shards are copied there: "
+                "name another directory in TMKD_CACHE_DIR"
+            ) from error
+
     def _map_copy(self, sha256: str) -> pa.Buffer | None:
         """Maps a copy and checks it; a damaged one is deleted."""
         path = self.directory / sha256
         try:
             buffer = _map_whole(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         if _hash_buffer(buffer) != sha256:
             self.discard(sha256)
@@ -114,19 +125,30 @@ class CopyCache:
         return buffer
 
     def _fill(self, sha256: str, fetch: Callable[[Path], None]) -> pa.Buffer:
-        """Fetches a file; what is mapped and checked is the very file that becomes the copy."""
         temporary = self.directory / f".{sha256}.{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}"
         for _ in range(_NUM_FETCHES):
             try:
                 fetch(temporary)
-                buffer = _map_whole(temporary)
-                if _hash_buffer(buffer) == sha256:
-                    temporary.replace(self.directory / sha256)
-                    self._evict(sha256)
+                buffer = self._adopt(temporary, sha256)
+                if buffer is not None:
                     return buffer
             finally:
                 temporary.unlink(missing_ok=True)
+            self._make_directories()
         raise CopyError("its bytes do not match the recorded hash")
+
+    def _adopt(self, temporary: Path, sha256: str) -> pa.Buffer | None:
+        """Makes a fetched file the copy, if its bytes are right: the very bytes that are returned."""
+        try:
+            buffer = _map_whole(temporary)
+            if _hash_buffer(buffer) != sha256:
+                return None
+            temporary.replace(self.directory / sha256)
+            self._evict(sha256)
+        except FileNotFoundError:
+            # Somebody empties the cache. To the caller this error would mean that the source is gone.
+            return None
+        return buffer
 
     def _evict(self, kept: str) -> None:
         """Unlinks the least recently mapped copies until the rest fits; ``kept`` stays in any case."""

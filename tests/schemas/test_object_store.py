@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from schemas.errors import DamagedStoreError, RecipeError, ResourceError
-from schemas.fault_points import FaultPoint, listen
 from schemas.storage.location import create_storage, list_locations, open_storage
 from schemas.storage.object_store import ObjectStorage, _modified_s
-from tests.object_server import Kind, ObjectServer, object_server
+from tests.object_server import ObjectServer, object_server
 
 SHARD = bytes(range(256)) * 4096
 SHARD_HASH = hashlib.sha256(SHARD).hexdigest()
@@ -122,37 +121,6 @@ def test_a_giant_is_not_read_to_find_out_that_it_is_too_large(
     with pytest.raises(DamagedStoreError, match="larger than 100 bytes"):
         storage.read("STORE.json", max_bytes=100)
     assert asked == [(0, 101)]
-
-
-def test_making_a_store_leaves_no_object_and_reaches_no_fault_point(server: ObjectServer) -> None:
-    reached: list[FaultPoint] = []
-    listen(reached.append)
-    try:
-        create_storage(server.url())
-    finally:
-        listen(None)
-    assert server.keys() == []
-    assert reached == []
-
-
-def test_a_service_that_ignores_the_condition_is_refused(server: ObjectServer) -> None:
-    server.faults.ignores_if_none_match = True
-    with pytest.raises(ResourceError, match=r"ignores the condition.*store\.single_committer: true"):
-        create_storage(server.url())
-    assert server.keys() == []
-
-
-def test_a_service_that_looks_before_it_writes_is_found_out(server: ObjectServer) -> None:
-    server.faults.race_s = 0.05
-    with pytest.raises(ResourceError, match=r"that created one file at once.*single_committer"):
-        create_storage(server.url())
-    assert server.keys() == []
-
-
-def test_a_service_that_knows_no_conditions_is_refused(server: ObjectServer) -> None:
-    server.faults.add(Kind.STATUS, methods=("PUT",), status=501, code="NotImplemented", times=99)
-    with pytest.raises(ResourceError, match=r"cannot create a file only if it is absent.*single_committer"):
-        create_storage(server.url())
 
 
 def test_a_single_committer_may_use_a_service_that_ignores_the_condition(server: ObjectServer) -> None:

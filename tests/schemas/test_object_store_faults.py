@@ -233,14 +233,6 @@ def test_a_slow_answer_is_waited_for(server: ObjectServer, storage: ObjectStorag
     assert server.faults.num_requests("GET") == 1
 
 
-def test_a_probe_survives_a_service_that_stumbles(server: ObjectServer) -> None:
-    for skip in range(0, 12, 3):
-        server.faults.clear()
-        server.faults.add(Kind.DROP_AFTER, skip=skip, times=2)
-        create_storage(server.url(f"store-{skip}"))
-        assert server.keys() == []
-
-
 def test_an_endpoint_that_refuses_connections_is_given_up_soon(
     server: ObjectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
