@@ -13,7 +13,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -230,13 +230,24 @@ def wait_for_end(process: BaseProcess) -> int:
     return process.exitcode
 
 
-def wait_for_pause(process: BaseProcess) -> None:
-    """Waits until a child has stopped itself."""
+def wait_for_pause(process: BaseProcess) -> bool:
+    """Waits until a child has stopped itself; False if it ended well before it came to that."""
     deadline_s = time.monotonic() + _GRACE_S
-    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
-        assert process.is_alive(), f"it ended with {process.exitcode} before it paused"
-        assert time.monotonic() < deadline_s, "it never paused"
+    while process.is_alive():
+        with suppress(psutil.NoSuchProcess):  # It has just ended.
+            if psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:
+                return True
+        assert time.monotonic() < deadline_s, "it neither pauses nor ends"
         time.sleep(0.002)
+    assert process.exitcode == 0, f"it ended with {process.exitcode} before it paused"
+    return False
+
+
+def wake(process: BaseProcess) -> int:
+    """Lets a paused child go on to its end, and returns its exit code."""
+    if process.is_alive() and process.pid is not None:
+        os.kill(process.pid, signal.SIGCONT)
+    return wait_for_end(process)
 
 
 def read_report(path: Path) -> list[Try]:
@@ -266,8 +277,9 @@ def leftovers(root: Path) -> list[str]:
     storage = open_storage(root)
     commits = load_commits(storage).values()
     referenced = {STORE_FILE, PLAN_FILE, MANIFEST_FILE}
-    referenced |= {f"commit/{commit.name}" for commit in commits}
     referenced |= {f"data/{commit.record.file}" for commit in commits}
+    # A repair's record stands beside the one that it replaces.
+    referenced |= {f"commit/{path.name}" for path in (root / "commit").glob("s*.r*.json")}
     found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     return sorted(found - referenced)
 
