@@ -14,20 +14,17 @@ from schemas.errors import DataError
 from schemas.plan import Plan
 from schemas.recipe import Recipe
 from schemas.rows import hash_texts, open_rows, text_columns
-from schemas.storage.location import is_local
+from schemas.storage.location import is_local, normal_location
 
 # Texts that are Python objects at once.
 _CHUNK_ROWS = 4096
 
 
-def corpora_near(root: str) -> tuple[Path, ...]:
-    """Returns where the corpora of a store at ``root`` lie by default: ``<out>/corpora``."""
-    return (Path(root).parent.parent / CORPORA_DIRECTORY,) if is_local(root) else ()
-
-
-def recipe_corpora(recipe: Recipe) -> tuple[Path, ...]:
-    """Returns where a recipe's corpora are materialised."""
-    return (RunDirectory.of(recipe).out / CORPORA_DIRECTORY,)
+def corpora_of(root: str, recipe: Recipe | None) -> tuple[Path, ...]:
+    """Returns where a store's materialised corpus may be: in the recipe's output root, in the stores' own."""
+    found = (RunDirectory.of(recipe).out / CORPORA_DIRECTORY,) if recipe is not None else ()
+    location = normal_location(root)
+    return (*found, Path(location).parent.parent / CORPORA_DIRECTORY) if is_local(location) else found
 
 
 def find_part(plan: Plan, directories: Sequence[Path]) -> Path | None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.corpus_check import corpora_near, examine_texts, find_part
+from cluster.corpus_check import examine_texts, find_part
 from cluster.diagnosis import Diagnosis, Fault, Place, Problem
 from cluster.shard_check import ShardCheck, find_contradiction
 from distill.store_reader import LogitStore
@@ -60,7 +60,11 @@ class Truth:
 
 
 def diagnose_store(
-    root: str | Path, *, deep: bool = False, truth: Truth | None = None, corpora: Sequence[Path] = ()
+    root: str | Path,
+    *,
+    deep: bool = False,
+    truth: Truth | None = None,
+    corpora: Sequence[Path] | None = None,
 ) -> Diagnosis:
     """Looks at a store and says all that is wrong with it; changes nothing.
 
@@ -69,8 +73,8 @@ def diagnose_store(
         deep: Read every data file: each hash, each row. Otherwise records, the plan and sizes, and of a
             local store head and tail of each data file.
         truth: Counts where ``STORE.json`` or the plan say otherwise or cannot be read.
-        corpora: With ``deep``, where materialised corpora are looked for, beside the store's own
-            ``<out>/corpora``.
+        corpora: Where the materialised corpus is looked for, to hash its texts again; None: that is not
+            done.
 
     Raises:
         DataError: There is no store.
@@ -81,8 +85,8 @@ def diagnose_store(
     _refuse_other_format(source)
     check = _StoreCheck(source, deep, truth)
     diagnosis = check.run()
-    if deep and check.plan is not None:
-        path = find_part(check.plan, (*corpora, *corpora_near(source.root)))
+    if corpora is not None and check.plan is not None:
+        path = find_part(check.plan, corpora)
         update: dict[str, object] = {"corpus": "not found, so texts were not hashed again"}
         if path is not None:
             problems = (*diagnosis.problems, *examine_texts(check.plan, path))

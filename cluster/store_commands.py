@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.command_options import JsonOption, OutOption, SetOption
+from cluster.command_options import AddressOption, JsonOption, OutOption, SetOption
 from cluster.console import say
 
 store_app = typer.Typer(
@@ -15,6 +15,7 @@ store_app = typer.Typer(
 )
 
 StoreArgument = Annotated[str, typer.Argument(help="A store's root: a directory or a URL.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="The recipe that made the store.")]
 _SHOWN_PROBLEMS = 20
 
 
@@ -58,22 +59,48 @@ def verify(
     Exit code 3 if anything is wrong or the store is not finished. All that is wrong is told, not only
     the first.
     """
-    from cluster.corpus_check import recipe_corpora
+    from cluster.corpus_check import corpora_of
     from cluster.store_check import diagnose_store
 
-    corpora = recipe_corpora(_load(recipe, overrides, out)) if recipe is not None else ()
-    diagnosis = diagnose_store(store, deep=deep, corpora=corpora)
+    loaded = _load(recipe, overrides, out) if recipe is not None else None
+    diagnosis = diagnose_store(store, deep=deep, corpora=corpora_of(store, loaded) if deep else None)
     fields = diagnosis.model_dump(mode="json")
     if as_json:
         typer.echo(json.dumps(fields, ensure_ascii=False))
     else:
         problems = fields.pop("problems")
         _print_fields({**fields, "problems": len(problems)})
-        say_problems(problems)
+        _say_problems(problems)
     diagnosis.raise_if_unsound()
 
 
-def say_problems(problems: list[dict[str, Any]]) -> None:
+@store_app.command("repair")
+def repair(
+    store: StoreArgument,
+    recipe: RecipeOption,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    address: AddressOption = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Look for damage as `verify` does without --deep.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Computes damaged and missing shards again, and writes damaged files again, as the recipe says.
+
+    What is found is told first. Where nothing is wrong, nothing is touched.
+    """
+    from cluster.store_repair import repair_damage
+
+    repaired = repair_damage(store, _load(recipe, overrides, out), address=address, deep=not quick)
+    if as_json:
+        typer.echo(repaired.model_dump_json())
+        return
+    num_problems = len(repaired.diagnosis.problems)
+    _print_fields({**repaired.model_dump(mode="json", exclude={"diagnosis"}), "problems": num_problems})
+
+
+def _say_problems(problems: list[dict[str, Any]]) -> None:
     """Tells a person what is wrong, the first problems in full."""
     for problem in problems[:_SHOWN_PROBLEMS]:
         where = f"shard {problem['shard']}: " if problem["shard"] is not None else ""

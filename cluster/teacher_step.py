@@ -9,13 +9,15 @@ from pathlib import Path
 from cluster.arms import MODEL_DIRECTORY, part_sources, used_teachers
 from cluster.planning import PlannedCorpus, locked_parts
 from cluster.run_context import Run
+from cluster.run_directory import RunDirectory
 from cluster.student_step import make_launch
 from cluster.students import run_job
 from cluster.teachers import teacher_job, trained_model
 from distill.export import export_single_head
 from precompute.generation import hash_model
+from schemas.job import StageJob
 from schemas.model_ref import resolve_model
-from schemas.recipe import Teacher
+from schemas.recipe import Recipe, Teacher
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,29 @@ def train_teachers(run: Run, planned: Mapping[str, PlannedCorpus]) -> dict[str, 
     return models
 
 
+def describe_training(
+    recipe: Recipe, directory: RunDirectory, teacher: Teacher, path: str, corpus: PlannedCorpus
+) -> tuple[StageJob, Path]:
+    """Returns the job that trains a teacher, and where its exported model lies once that is done.
+
+    Args:
+        recipe: The recipe.
+        directory: Of its run.
+        teacher: A teacher with a ``train`` block.
+        path: Its initial model.
+        corpus: What it is trained on.
+    """
+    parts = part_sources(locked_parts(corpus.parts, recipe.store.shard_rows, {}))
+    init_hash = hash_model(path, teacher.revision, directory.hash_cache)
+    job = teacher_job(recipe, teacher, parts, init_hash=init_hash, directory=directory)
+    return job, trained_model(job)
+
+
 def _train(run: Run, teacher: Teacher, path: str, corpus: PlannedCorpus) -> tuple[Path, bool]:
     """Trains one teacher and exports it; returns its directory and whether it was there already."""
-    parts = part_sources(locked_parts(corpus.parts, run.recipe.store.shard_rows, {}))
-    init_hash = hash_model(path, teacher.revision, run.directory.hash_cache)
-    job = teacher_job(run.recipe, teacher, parts, init_hash=init_hash, directory=run.directory)
-    job = job.model_copy(update={"threads": run.num_threads})
-    target = trained_model(job)
+    job, target = describe_training(run.recipe, run.directory, teacher, path, corpus)
     if target.exists():
         return target, True
-    run_job(job, make_launch(run))
+    run_job(job.model_copy(update={"threads": run.num_threads}), make_launch(run))
     export_single_head(Path(job.output) / MODEL_DIRECTORY, target)
     return target, False

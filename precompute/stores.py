@@ -25,7 +25,7 @@ from precompute.store_writer import StoreWriter
 from precompute.tasks import ShardJob, WorkerSpec
 from schemas.errors import DataError, RefusedError
 from schemas.labels import match_order, rename
-from schemas.plan import Plan, make_plan
+from schemas.plan import Plan, ShardTask, make_plan
 from schemas.recipe import Corpus, StoreOptions, Teacher
 from schemas.records import MANIFEST_FILE, StoreIdentity, store_directory_name
 from schemas.rows import open_rows
@@ -82,8 +82,8 @@ class StoreSettings:
 
 
 @dataclass(frozen=True)
-class _Target:
-    """A store that a model has to fill: what it is, and where."""
+class StoreTarget:
+    """A store that a model has to fill: what it is, by what, and where."""
 
     request: StoreRequest
     plan: Plan
@@ -127,12 +127,81 @@ def make_stores(
         stores = [_open_store(target, settings.options) for target in missing]
         queues = _fill_queues(missing, stores, settings.options)
         _tell_complete(targets, queues, on_progress)
-        _run(queues, settings.options, session, on_progress, stop)
+        run_queues(queues, settings.options, session, on_progress, stop)
         for store in stores:
             store.finish()
     else:
         _tell_complete(targets, (), on_progress)
     return roots | {target.request.key: target.root for target in targets}
+
+
+def describe_targets(requests: Sequence[StoreRequest], settings: StoreSettings) -> list[StoreTarget]:
+    """Says which stores the models among the requests fill; opens neither a store nor a model.
+
+    Raises:
+        LabelError: A teacher's labels do not map onto the corpus's.
+        TeacherError: A teacher's directory has no configuration or no safetensors.
+        ResourceError: The hub cannot be reached.
+    """
+    return _describe_targets(requests, {}, settings)
+
+
+def make_job(
+    target: StoreTarget, store: StoreWriter, task: ShardTask, options: StoreOptions, revision: int = 0
+) -> ShardJob:
+    """Makes the job that computes one shard."""
+    return ShardJob(
+        store_root=store.root,
+        rows_path=str(target.request.part.rows_path),
+        part="/".join(target.request.part_key),
+        task=task,
+        on_bad_row=target.request.corpus.on_bad_row,
+        batch_rows=options.batch_rows,
+        revision=revision,
+        driver_commits=options.single_committer,
+    )
+
+
+def make_queue(spec: WorkerSpec, jobs: Sequence[ShardJob], num_shards: int, num_rows: int) -> TeacherQueue:
+    """Makes a teacher's queue.
+
+    Args:
+        spec: The teacher.
+        jobs: What it has to do.
+        num_shards: Shards that are committed already.
+        num_rows: Their rows.
+    """
+    return TeacherQueue(
+        spec=spec,
+        jobs=tuple(jobs),
+        num_actors=spec.teacher.num_actors,
+        cpus_per_actor=spec.teacher.cpus_per_actor,
+        gpus_per_actor=spec.teacher.gpus_per_actor,
+        num_shards_before=num_shards,
+        num_rows_before=num_rows,
+    )
+
+
+def run_queues(
+    queues: Sequence[TeacherQueue],
+    options: StoreOptions,
+    session: Callable[[], AbstractContextManager[object]],
+    on_progress: Callable[[ProgressEvent], None],
+    stop: StopFlag,
+) -> None:
+    """Runs queues in a session, which is begun only if there is something to do.
+
+    Raises:
+        TmkdError: See ``make_stores``.
+    """
+    if not queues:
+        return
+    # Importing Ray takes seconds, which a run over finished stores need not pay.
+    from precompute.pool import run_pool
+
+    with session():
+        run_pool(queues, options, on_progress=on_progress, stop=stop)
+    stop.raise_if_set()
 
 
 def _use_given(requests: Sequence[StoreRequest]) -> tuple[dict[StoreKey, str], dict[PartKey, Plan]]:
@@ -155,8 +224,8 @@ def _use_given(requests: Sequence[StoreRequest]) -> tuple[dict[StoreKey, str], d
 
 def _describe_targets(
     requests: Sequence[StoreRequest], plans: dict[PartKey, Plan], settings: StoreSettings
-) -> list[_Target]:
-    targets: dict[StoreKey, _Target] = {}
+) -> list[StoreTarget]:
+    targets: dict[StoreKey, StoreTarget] = {}
     for request in requests:
         if request.teacher.stores is not None or request.key in targets:
             continue
@@ -176,7 +245,7 @@ def _plan_part(part: MaterialisedPart, shard_rows: int) -> Plan:
     return plan
 
 
-def _describe_target(request: StoreRequest, plan: Plan, settings: StoreSettings) -> _Target:
+def _describe_target(request: StoreRequest, plan: Plan, settings: StoreSettings) -> StoreTarget:
     teacher, name = request.teacher, request.teacher.name
     if request.model_path is None:
         raise ValueError(f"the request of teacher {name} has neither a model nor stores")
@@ -202,7 +271,7 @@ def _describe_target(request: StoreRequest, plan: Plan, settings: StoreSettings)
         device="cuda" if teacher.gpus_per_actor else "cpu",
     )
     root = join_location(settings.root, store_directory_name(identity.plan_hash, identity.generation_hash))
-    return _Target(request, plan, identity, spec, root)
+    return StoreTarget(request, plan, identity, spec, root)
 
 
 def _check_labels(request: StoreRequest, labels: Sequence[str]) -> None:
@@ -215,7 +284,7 @@ def _check_labels(request: StoreRequest, labels: Sequence[str]) -> None:
     match_order(rename(labels, request.teacher.label_map, field=field), request.corpus.labels, field=field)
 
 
-def _refuse_near_miss(target: _Target, settings: StoreSettings) -> None:
+def _refuse_near_miss(target: StoreTarget, settings: StoreSettings) -> None:
     if settings.new_store:
         return
     differing = near_misses(settings.root, target.identity, target.plan)
@@ -228,20 +297,20 @@ def _refuse_near_miss(target: _Target, settings: StoreSettings) -> None:
         )
 
 
-def _is_complete(target: _Target) -> bool:
+def _is_complete(target: StoreTarget) -> bool:
     if not has_file(open_storage(target.root), MANIFEST_FILE):
         return False
     return StoreWriter.attach(target.root, expected=target.identity).is_complete()
 
 
-def _open_store(target: _Target, options: StoreOptions) -> StoreWriter:
+def _open_store(target: StoreTarget, options: StoreOptions) -> StoreWriter:
     return StoreWriter.open(
         target.root, target.identity, target.plan, single_committer=options.single_committer
     )
 
 
 def _fill_queues(
-    targets: Sequence[_Target], stores: Sequence[StoreWriter], options: StoreOptions
+    targets: Sequence[StoreTarget], stores: Sequence[StoreWriter], options: StoreOptions
 ) -> list[TeacherQueue]:
     """Collects the pending shards of each teacher over all of its stores."""
     jobs: dict[str, list[ShardJob]] = {}
@@ -262,35 +331,19 @@ def _fill_queues(
             c.record.stop - c.record.start for c in committed.values()
         )
         jobs.setdefault(name, []).extend(
-            ShardJob(
-                store_root=store.root,
-                rows_path=str(target.request.part.rows_path),
-                part="/".join(target.request.part_key),
-                task=task,
-                on_bad_row=target.request.corpus.on_bad_row,
-                batch_rows=options.batch_rows,
-                driver_commits=options.single_committer,
-            )
+            make_job(target, store, task, options)
             for task in store.plan.tasks()
             if task.shard not in committed
         )
     return [
-        TeacherQueue(
-            spec=specs[name],
-            jobs=tuple(found),
-            num_actors=specs[name].teacher.num_actors,
-            cpus_per_actor=specs[name].teacher.cpus_per_actor,
-            gpus_per_actor=specs[name].teacher.gpus_per_actor,
-            num_shards_before=num_shards[name],
-            num_rows_before=num_rows[name],
-        )
+        make_queue(specs[name], found, num_shards[name], num_rows[name])
         for name, found in jobs.items()
         if found
     ]
 
 
 def _tell_complete(
-    targets: Sequence[_Target],
+    targets: Sequence[StoreTarget],
     queues: Sequence[TeacherQueue],
     on_progress: Callable[[ProgressEvent], None],
 ) -> None:
@@ -303,23 +356,6 @@ def _tell_complete(
     for name, found in plans.items():
         num_shards, num_rows = sum(p.num_shards for p in found), sum(p.num_rows for p in found)
         on_progress(ProgressEvent(name, "done", num_shards, num_shards, num_rows, num_rows, num_rows))
-
-
-def _run(
-    queues: Sequence[TeacherQueue],
-    options: StoreOptions,
-    session: Callable[[], AbstractContextManager[object]],
-    on_progress: Callable[[ProgressEvent], None],
-    stop: StopFlag,
-) -> None:
-    if not queues:
-        return
-    # Importing Ray takes seconds, which a run over finished stores need not pay.
-    from precompute.pool import run_pool
-
-    with session():
-        run_pool(queues, options, on_progress=on_progress, stop=stop)
-    stop.raise_if_set()
 
 
 def _installed_versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ import pytest
 from xxhash import xxh3_64_hexdigest
 
 from cluster.cli import run_command
+from cluster.corpus_check import corpora_of
 from cluster.diagnosis import Diagnosis
 from cluster.store_check import diagnose_store
 from precompute.store_writer import StoreWriter
@@ -20,17 +21,16 @@ from schemas.digest import decode_document, encode_document
 from schemas.errors import DamagedStoreError, DataError, IncompleteStoreError, RefusedError
 from schemas.plan import encode_plan, make_plan
 from schemas.records import (
-    COMMIT_DIRECTORY,
     DATA_DIRECTORY,
     MANIFEST_FILE,
     PLAN_FILE,
     STORE_FILE,
-    CommitRecord,
     Manifest,
     encode_record,
     read_record,
 )
 from schemas.rows import fingerprint_rows, hash_texts
+from tests.cluster.store_damage import DAMAGE, flip_byte, read_commit
 from tests.cluster.stores import make_rows, write_store
 from tests.object_server import object_server
 from tests.precompute.tiny import write_rows
@@ -47,19 +47,8 @@ def data_files(root: Path) -> list[Path]:
     return sorted((root / DATA_DIRECTORY).glob("*.arrow"))
 
 
-def flip_byte(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    path.write_bytes(data)
-
-
 def found(diagnosis: Diagnosis) -> list[tuple[str, str, int | None, int | None]]:
     return [(p.place, p.fault, p.shard, p.batch) for p in diagnosis.problems]
-
-
-def read_commit(root: Path, shard: int) -> tuple[Path, CommitRecord]:
-    path = root / COMMIT_DIRECTORY / f"s{shard:06}.r0.json"
-    return path, read_record(path, CommitRecord, store=root)
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -120,110 +109,12 @@ def test_one_fault_hides_no_other(root: Path) -> None:
     assert diagnose_store(root).damaged_shards == (0, 1, 2)
 
 
-def lose_data(root: Path) -> None:
-    data_files(root)[2].unlink()
-
-
-def cut_data(root: Path) -> None:
-    path = data_files(root)[2]
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def flip_head(root: Path) -> None:
-    flip_byte(data_files(root)[2], 40)
-
-
-def lose_record(root: Path) -> None:
-    read_commit(root, 2)[0].unlink()
-
-
-def flip_record(root: Path) -> None:
-    flip_byte(read_commit(root, 2)[0], 40)
-
-
-def swap_records(root: Path) -> None:
-    (first, _), (last, _) = read_commit(root, 1), read_commit(root, 2)
-    last.write_bytes(first.read_bytes())
-
-
-def exchange_record(root: Path) -> None:
-    path, record = read_commit(root, 2)
-    path.write_bytes(encode_record(record.model_copy(update={"ids_hash": "0" * 64})))
-
-
-def take_foreign_record(root: Path) -> None:
-    write_store(root.parent / "other", teacher="t2")
-    (root / COMMIT_DIRECTORY / "s000002.r0.json").write_bytes(
-        read_commit(root.parent / "other", 2)[0].read_bytes()
-    )
-
-
-def leave_gap(root: Path) -> None:
-    path, record = read_commit(root, 2)
-    tail = record.tail.model_copy(update={"offset": record.tail.offset + 8})
-    path.write_bytes(encode_record(record.model_copy(update={"tail": tail})))
-
-
-def add_record(root: Path) -> None:
-    (root / COMMIT_DIRECTORY / "s000007.r0.json").write_bytes(read_commit(root, 1)[0].read_bytes())
-
-
-def lose_identity(root: Path) -> None:
-    (root / STORE_FILE).unlink()
-
-
-def rename_labels(root: Path) -> None:
-    fields = decode_document((root / STORE_FILE).read_bytes())
-    (root / STORE_FILE).write_bytes(encode_document({**fields, "native_labels": ["no", "yes"]}))
-
-
-def change_generation(root: Path) -> None:
-    fields = decode_document((root / STORE_FILE).read_bytes())
-    (root / STORE_FILE).write_bytes(encode_document({**fields, "generation": {"weights": "t9"}}))
-
-
-def lose_plan(root: Path) -> None:
-    (root / PLAN_FILE).unlink()
-
-
 def cut_plan_otherwise(root: Path) -> None:
     (root / PLAN_FILE).write_bytes(encode_plan(make_plan(make_rows(), 25)))
 
 
-def forge_manifest(root: Path) -> None:
-    manifest = read_record(root / MANIFEST_FILE, Manifest, store=root)
-    forged = manifest.model_copy(update={"num_rows": manifest.num_rows - 1})
-    (root / MANIFEST_FILE).write_bytes(encode_record(forged))
-
-
-def commit_again(root: Path) -> None:
-    """A repair that did not come to its end."""
-    path, record = read_commit(root, 2)
-    again = encode_record(record.model_copy(update={"revision": 1}))
-    path.with_name("s000002.r1.json").write_bytes(again)
-
-
 @pytest.mark.parametrize(
-    ("damage", "problem"),
-    [
-        (lose_data, ("data", "missing", 2)),
-        (cut_data, ("data", "size", 2)),
-        (flip_head, ("data", "hash", 2)),
-        (lose_record, ("record", "missing", 2)),
-        (flip_record, ("record", "damaged", 2)),
-        (swap_records, ("record", "foreign", 2)),
-        (exchange_record, ("record", "foreign", 2)),
-        (take_foreign_record, ("record", "foreign", 2)),
-        (leave_gap, ("record", "foreign", 2)),
-        (add_record, ("record", "foreign", 7)),
-        (lose_identity, ("identity", "missing", None)),
-        (rename_labels, ("identity", "foreign", None)),
-        (change_generation, ("identity", "damaged", None)),
-        (lose_plan, ("plan", "missing", None)),
-        (cut_plan_otherwise, ("plan", "damaged", None)),
-        (forge_manifest, ("manifest", "damaged", None)),
-        (commit_again, ("manifest", "foreign", None)),
-    ],
+    ("damage", "problem"), [*DAMAGE.items(), (cut_plan_otherwise, ("plan", "damaged", None))]
 )
 def test_each_damage_is_named_without_reading_the_data(
     root: Path, damage: Callable[[Path], None], problem: tuple[str, str, int | None]
@@ -327,16 +218,17 @@ def write_corpus(root: Path, texts: list[str]) -> Path:
 
 
 def test_texts_are_hashed_again_where_the_corpus_is_found(root: Path) -> None:
-    assert "not found" in diagnose_store(root, deep=True).corpus
+    corpora = corpora_of(str(root), None)
+    assert "not found" in diagnose_store(root, deep=True, corpora=corpora).corpus
     texts = [f"train/{row}" for row in range(50)]
     path = write_corpus(root, texts)
-    assert diagnose_store(root, deep=True).corpus == f"texts of {path} hashed again"
-    assert diagnose_store(root).corpus == "not looked for"
+    assert diagnose_store(root, deep=True, corpora=corpora).corpus == f"texts of {path} hashed again"
+    assert diagnose_store(root, deep=True).corpus == "not looked for"
     texts[41] = "another text"
     path.unlink()
     path.parent.rmdir()
     write_corpus(root, texts)
-    diagnosis = diagnose_store(root, deep=True)
+    diagnosis = diagnose_store(root, deep=True, corpora=corpora)
     assert found(diagnosis) == [("corpus", "rows", None, None)]
     with pytest.raises(DataError, match=r"is whole, but its corpus is not.*text of train/41 has changed"):
         diagnosis.raise_if_unsound()
