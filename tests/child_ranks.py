@@ -123,7 +123,6 @@ def _watch(output: Path, kill: Kill | None) -> None:
     def traced_write(path: Path, *arguments: Any) -> None:
         write_tensors(path, *arguments)
         if path.name == engine_state.OPTIMIZER_FILE:
-            path.write_bytes(path.read_bytes()[:-1])
             _die(kill, "state", steps_done)
 
     def traced_publish(self: Any, write: Any) -> None:
@@ -131,8 +130,7 @@ def _watch(output: Path, kill: Kill | None) -> None:
         _die(kill, "model", -1)
 
     trainer._take_step = traced_step  # type: ignore[method-assign]
-    if kill is not None and kill.where == "state":
-        engine_state.write_tensors = traced_write
+    engine_state.write_tensors = traced_write
     listen(lambda point: _die(kill, point, steps_done))
     StageDirectory.publish_model = traced_publish  # type: ignore[method-assign]
 

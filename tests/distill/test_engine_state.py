@@ -44,9 +44,9 @@ pytestmark = [
 CASES = [(stage, dtype) for dtype in ("fp32", "bf16") for stage in (0, 1, 2, 3)]
 # DeepSpeed has an optimizer of its own for it, which collects garbage for seconds when it is made.
 MIXED = (1, "mixed")
-# Largest difference of a weight after three steps on another number of ranks, of weights up to 1.1.
-# Measured: 1.2e-7 in fp32; 5e-3 in bf16, whose gradients have 8 bits, at a learning rate of 1e-2.
-TOLERANCES = {"fp32": 1e-6, "bf16": 2e-2, "mixed": 2e-2}
+# Largest difference of a weight after three steps on another number of ranks, at a learning rate of 1e-2.
+# Measured at every ZeRO stage: 3.0e-8 in fp32, 5.2e-5 in bf16.
+TOLERANCES = {"fp32": 1e-6, "bf16": 5e-4, "mixed": 5e-4}
 each_case = pytest.mark.parametrize(
     ("stage", "dtype"), [*CASES, pytest.param(*MIXED, marks=pytest.mark.slow)], ids=str
 )

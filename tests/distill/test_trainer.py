@@ -119,6 +119,8 @@ def test_the_step_is_independent_of_the_number_of_ranks(stage: TinyStage, zero: 
 
 
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+# By this metric the last step is the best, so that the finished weights are those after all steps.
+KILLABLE: dict[str, Any] = {"checkpoint_every_steps": 2, "config": DROPOUT, "metric": "loss"}
 POINTS = [point for point in FaultPoint if point.name.startswith("CHECKPOINT_")]
 KILLS = [
     Kill(4),
@@ -130,8 +132,11 @@ KILLS = [
 
 @pytest.fixture(scope="module")
 def uninterrupted(stage: TinyStage) -> Path:
-    job = stage.job("uninterrupted", checkpoint_every_steps=2, config=DROPOUT)
+    job = stage.job("uninterrupted", **KILLABLE)
     assert run_ranks(job) == [0]
+    status = StageDirectory(Path(job.output)).read_status()
+    assert status is not None
+    assert status.best_step == status.step == 10
     return Path(job.output)
 
 
@@ -139,7 +144,7 @@ def uninterrupted(stage: TinyStage) -> Path:
 def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(
     stage: TinyStage, uninterrupted: Path, kill: Kill
 ) -> None:
-    job = stage.job(f"killed-{kill.where}-{kill.step}", checkpoint_every_steps=2, config=DROPOUT)
+    job = stage.job(f"killed-{kill.where}-{kill.step}", **KILLABLE)
     assert run_ranks(job, kill=kill) == [-signal.SIGKILL]
     assert run_ranks(job) == [0]
     assert_same(read_weights(job.output), read_weights(uninterrupted), 0)
@@ -161,15 +166,18 @@ def test_every_step_of_a_checkpoint_is_a_place_to_die() -> None:
 def test_a_run_that_dies_before_its_first_checkpoint_is_listed_starts_over(
     stage: TinyStage, uninterrupted: Path
 ) -> None:
-    job = stage.job("killed-first", checkpoint_every_steps=2, config=DROPOUT)
+    job = stage.job("killed-first", **KILLABLE)
     assert run_ranks(job, kill=Kill(2, FaultPoint.CHECKPOINT_RENAMED)) == [-signal.SIGKILL]
     assert run_ranks(job) == [0]
     assert_same(read_weights(job.output), read_weights(uninterrupted), 0)
 
 
 RANK_CASES = [
-    (3, "fp32"),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in [(0, "fp32"), (1, "fp32"), (2, "bf16")]),
+    (1, "fp32"),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in ((0, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16"))
+    ),
 ]
 
 
@@ -178,6 +186,7 @@ def test_ranks_that_are_killed_go_on_to_the_same_weights(stage: TinyStage, zero:
     fields: dict[str, Any] = {
         "checkpoint_every_steps": 2,
         "config": DROPOUT,
+        "selection_fraction": 0.0,
         "deepspeed": {"zero_optimization": {"stage": zero}, "bf16": {"enabled": dtype == "bf16"}},
     }
     whole, killed = (stage.job(f"ranks-{what}-{zero}-{dtype}", **fields) for what in ("whole", "killed"))
@@ -187,43 +196,41 @@ def test_ranks_that_are_killed_go_on_to_the_same_weights(stage: TinyStage, zero:
     assert_same(read_weights(killed.output), read_weights(whole.output), 0)
 
 
-# Largest difference of a weight after ten steps, of which the last four on another number of ranks, at
-# a learning rate of 1e-3. Measured: TODO.
-RANKS_TOLERANCE = 1e-5
+# Largest difference of a weight after twelve steps, of which the last six on another number of ranks, at
+# a learning rate of 1e-3, without dropout. Measured at every ZeRO stage: 1.2e-7 in fp32, 8.9e-5 in bf16.
+RANKS_TOLERANCES = {"fp32": 1e-6, "bf16": 5e-4}
+RANK_CHANGES = [
+    (1, 2, 0, "fp32"),
+    (2, 1, 1, "fp32"),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in ((1, 2, 2, "fp32"), (1, 2, 3, "fp32"), (2, 1, 3, "fp32"), (2, 1, 2, "bf16"))
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "zero"),
-    [
-        (1, 2, 0),
-        (2, 1, 3),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [(2, 1, 0), (1, 2, 1), (2, 1, 2), (1, 2, 3)]
-        ),
-    ],
-)
+@pytest.mark.parametrize(("before", "after", "zero", "dtype"), RANK_CHANGES)
 def test_another_number_of_ranks_goes_on_from_a_checkpoint(
-    stage: TinyStage, before: int, after: int, zero: int
+    stage: TinyStage, before: int, after: int, zero: int, dtype: str
 ) -> None:
     fields: dict[str, Any] = {
         "checkpoint_every_steps": 2,
-        "deepspeed": {"zero_optimization": {"stage": zero}},
+        "selection_fraction": 0.0,
+        "deepspeed": {"zero_optimization": {"stage": zero}, "bf16": {"enabled": dtype == "bf16"}},
     }
-    name = f"{before}-{after}-{zero}"
+    name = f"{before}-{after}-{zero}-{dtype}"
     whole, changed = (stage.job(f"{what}-{name}", **fields) for what in ("constant", "changed"))
     assert run_ranks(whole, num_ranks=before) == [0] * before
     assert run_ranks(changed, num_ranks=before, kill=Kill(7)) == [-signal.SIGKILL] * before
     assert run_ranks(changed, num_ranks=after) == [0] * after
-    assert_same(read_weights(changed.output), read_weights(whole.output), RANKS_TOLERANCE)
-    assert_same_record(Path(changed.output), Path(whole.output))
+    assert_same(read_weights(changed.output), read_weights(whole.output), RANKS_TOLERANCES[dtype])
     assert [line["step"] for line in read_metrics(changed.output) if line["kind"] == "step"] == list(
-        range(1, 11)
+        range(1, 13)
     )
 
 
 def test_a_stopped_run_keeps_what_it_has_and_goes_on(stage: TinyStage, uninterrupted: Path) -> None:
-    job = stage.job("stopped", checkpoint_every_steps=2, config=DROPOUT)
+    job = stage.job("stopped", **KILLABLE)
     assert train(job, stop_after=3) == "preempted"
     directory = StageDirectory(Path(job.output))
     status = directory.read_status()
@@ -237,7 +244,7 @@ def test_a_stopped_run_keeps_what_it_has_and_goes_on(stage: TinyStage, uninterru
 
 def test_a_finished_stage_is_not_trained_again(stage: TinyStage, uninterrupted: Path) -> None:
     before = (uninterrupted / "model" / "model.safetensors").stat().st_mtime_ns
-    job = stage.job("uninterrupted", checkpoint_every_steps=2, config=DROPOUT)
+    job = stage.job("uninterrupted", **KILLABLE)
     assert train(job) == "complete"
     assert (uninterrupted / "model" / "model.safetensors").stat().st_mtime_ns == before
 
@@ -255,7 +262,7 @@ def test_frozen_embeddings_stay_as_they_were(stage: TinyStage) -> None:
 
 def test_another_jobs_output_is_refused(stage: TinyStage, uninterrupted: Path) -> None:
     with pytest.raises(RefusedError, match="another job"):
-        train(stage.job("uninterrupted", config=DROPOUT, seed=12))
+        train(stage.job("uninterrupted", **KILLABLE, seed=12))
 
 
 def test_another_jobs_checkpoints_are_refused_and_what_differs_is_named(stage: TinyStage) -> None:
@@ -284,7 +291,7 @@ def test_going_on_with_another_store_in_the_same_place_is_refused(stage: TinySta
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_the_result_is_the_same(
     stage: TinyStage, uninterrupted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = stage.job("damaged-checkpoint", checkpoint_every_steps=2, config=DROPOUT)
+    job = stage.job("damaged-checkpoint", **KILLABLE)
     assert train(job, stop_after=7) == "preempted"
     weights = StageDirectory(Path(job.output)).checkpoints / "step-000000007" / "model.safetensors"
     data = bytearray(weights.read_bytes())
