@@ -219,8 +219,18 @@ def children(*errands: Errand) -> Iterator[Sequence[BaseProcess]]:
 
 def run_child(errand: Errand) -> int:
     """Runs a child to its end and returns its exit code; minus the signal if one ended it."""
-    with children(errand) as (process,):
+    return run_process(Errand.do, errand)
+
+
+def run_process(target: Callable[[Errand], None], errand: Errand) -> int:
+    """Runs a function in a child, as ``run_child`` does."""
+    process = _CONTEXT.Process(target=target, args=(errand,), daemon=True)
+    process.start()
+    try:
         return wait_for_end(process)
+    finally:
+        process.kill()
+        process.join()
 
 
 def wait_for_end(process: BaseProcess) -> int:
