@@ -100,6 +100,37 @@ def repair(
     _print_fields({**repaired.model_dump(mode="json", exclude={"diagnosis"}), "problems": num_problems})
 
 
+@store_app.command("gc")
+def gc(
+    root: Annotated[str, typer.Argument(help="A store, or a directory or URL of stores.")],
+    grace: Annotated[
+        str, typer.Option("--grace", help="What is younger stays: a duration such as 24h, 90m or 7d.")
+    ] = "24h",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing; show what would go.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Deletes what lost attempts and finished repairs have left.
+
+    Never anything that a record or the manifest refers to, nor anything younger than the grace period. A
+    reader that has been open since before a repair needs the old data: choose a grace period longer than
+    the longest training.
+    """
+    from cluster.store_gc import parse_duration, raise_if_left_alone, sweep_stores
+
+    swept = sweep_stores(root, parse_duration(grace), dry_run=dry_run)
+    files = [(store, file) for store in swept for file in store.files]
+    num_bytes = sum(store.num_bytes for store in swept)
+    if as_json:
+        stores = [{**store.model_dump(mode="json"), "num_bytes": store.num_bytes} for store in swept]
+        typer.echo(json.dumps({"dry_run": dry_run, "num_bytes": num_bytes, "stores": stores}))
+    else:
+        for store, file in files:
+            typer.echo(f"{store.store}/{file.name}\t{file.reason}\t{file.num_bytes}")
+        verb = "would be deleted" if dry_run else "deleted"
+        say(f"{len(files)} files, {num_bytes / 1e6:.1f} MB {verb} in {len(swept)} stores")
+    raise_if_left_alone(swept)
+
+
 def _say_problems(problems: list[dict[str, Any]]) -> None:
     """Tells a person what is wrong, the first problems in full."""
     for problem in problems[:_SHOWN_PROBLEMS]:
