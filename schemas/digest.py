@@ -23,7 +23,7 @@ DIGEST_KEY = "digest"
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 # Python's objects take up to 50 times the bytes of a text such as `[[],[],...]`. Each of the values
 # (counted before parsing by what starts them: a bracket or a comma) costs at most some 300 bytes.
-MAX_DOCUMENT_VALUES = 2_000_000
+MAX_DOCUMENT_VALUES = 1_000_000
 MAX_DOCUMENT_DEPTH = 64
 # Parsing an integer takes time quadratic in its digits; 128 bits are 39 of them.
 _MAX_INTEGER_DIGITS = 100
