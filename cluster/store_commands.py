@@ -100,6 +100,41 @@ def repair(
     _print_fields({**repaired.model_dump(mode="json", exclude={"diagnosis"}), "problems": num_problems})
 
 
+@store_app.command("self-test")
+def self_test(
+    store: StoreArgument,
+    recipe: RecipeOption,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows to compute again.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample.")] = 0,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            min=0.0,
+            help="Relative to the largest logit. Default: 1e-4, float16 5e-3, bfloat16 4e-2.",
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Computes a sample of rows again and compares: the largest difference, any shift by one row.
+
+    The teacher is loaded in this process. Exit code 3 if a row is beyond the tolerance.
+    """
+    from cluster.store_self_test import compare_with_teacher
+
+    result = compare_with_teacher(
+        store, _load(recipe, overrides, out), num_rows=rows, seed=seed, tolerance=tolerance
+    )
+    fields = result.model_dump(mode="json")
+    if as_json:
+        typer.echo(json.dumps(fields, ensure_ascii=False))
+    else:
+        _print_fields(fields)
+    result.raise_if_failed()
+
+
 @store_app.command("gc")
 def gc(
     root: Annotated[str, typer.Argument(help="A store, or a directory or URL of stores.")],
