@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.store_listing import find_stores
-from schemas.errors import DamagedStoreError, DataError, RecipeError
+from schemas.errors import DamagedStoreError, DataError, RecipeError, repair_advice
 from schemas.fields import Frozen
 from schemas.records import (
     COMMIT_DIRECTORY,
@@ -40,7 +40,6 @@ from schemas.store_files import (
     load_commits,
     load_identity,
     load_manifest,
-    repair_advice,
 )
 
 Reason = Literal["superseded record", "unreferenced data", "temporary file"]
@@ -131,7 +130,8 @@ def sweep_stores(
                 for file in files:
                     store.delete(file.name)
         except DataError as error:
-            swept.append(Swept(store=store.root, problem=error.message))
+            problem = error.damage if isinstance(error, DamagedStoreError) else error.message
+            swept.append(Swept(store=store.root, problem=problem))
         else:
             swept.append(Swept(store=store.root, files=tuple(files)))
     return swept
@@ -146,7 +146,10 @@ def raise_if_left_alone(swept: list[Swept]) -> None:
     left = [store for store in swept if store.problem is not None]
     if left:
         more = f" (and {len(left) - 1} more stores)" if len(left) > 1 else ""
-        raise DataError(f"{left[0].problem}{more}; nothing of it was deleted: {repair_advice(left[0].store)}")
+        raise DataError(
+            f"store {left[0].store}: {left[0].problem}{more}; nothing of it was deleted: "
+            + repair_advice(left[0].store)
+        )
 
 
 def find_garbage(source: StoreSource, now_s: float, grace_s: float) -> list[Garbage]:
