@@ -70,8 +70,7 @@ class ForgedStore:
         self.manifest["plan_sha256"] = self._write(PLAN_FILE, self.plan)
         for shard, (record, data) in enumerate(zip(self.records, self.data, strict=True)):
             for region in (record["head"], *record["batches"], record["tail"]):
-                start = region["offset"]
-                region["xxh3"] = _hash_region(data, start, region["length"])
+                region["xxh3"] = _hash_region(data, region["offset"], region["length"])
             record["sha256"] = hashlib.sha256(data).hexdigest()
             self._files[shard].write_bytes(data)
             name = f"{COMMIT_DIRECTORY}/{self.record_names[shard]}"
