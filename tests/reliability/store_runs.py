@@ -107,24 +107,31 @@ def make_batches(store: StoreWriter, task: ShardTask, batch_rows: int) -> Iterat
     yield from encode_rows(rows, logits_RC, store.schema, batch_rows)
 
 
-def run_store(root: Path | str, shape: Shape = SMALL) -> list[Try]:
-    """Fills the store at ``root``, from wherever it is, until it is complete."""
+def run_store(root: Path | str, shape: Shape = SMALL, *, looks: bool = True) -> list[Try]:
+    """Fills the store at ``root`` from wherever it is until it is complete; ``looks``: see ``run_shards``."""
     plan = shape.plan()
     identity = make_identity(plan)
     has_manifest = has_file(open_storage(root), MANIFEST_FILE)
     if has_manifest and StoreWriter.attach(root, expected=identity).is_complete():
         return []
     store = StoreWriter.open(root, identity, plan)
-    tries = list(run_shards(store, shape.batch_rows))
+    tries = list(run_shards(store, shape.batch_rows, looks=looks))
     store.finish()
     return tries
 
 
-def run_shards(store: StoreWriter, batch_rows: int) -> Iterator[Try]:
-    """Writes the shards that nobody has committed when their turn comes."""
+def run_shards(store: StoreWriter, batch_rows: int, *, looks: bool = True) -> Iterator[Try]:
+    """Writes the shards that are pending.
+
+    Args:
+        store: Where.
+        batch_rows: Rows of a record batch.
+        looks: Leave out what somebody has committed when its turn comes, as a worker does. Otherwise
+            every shard that was pending at the start is a race with whoever else is at work.
+    """
     committed = store.committed_shards()
     for task in store.plan.tasks():
-        if task.shard in committed or store.find_commit(task.shard, 0) is not None:
+        if task.shard in committed or (looks and store.find_commit(task.shard, 0) is not None):
             continue
         record, mine = store.write_shard(task, make_batches(store, task, batch_rows))
         yield Try(task.shard, record.file, mine)
@@ -182,6 +189,7 @@ class Errand:
         environ: Variables to set first.
         report: Where the shards that it wrote are listed, if it comes to its end.
         start: The child waits until this file is there.
+        looks: See ``run_shards``.
     """
 
     root: str
@@ -191,6 +199,7 @@ class Errand:
     environ: Mapping[str, str] | None = None
     report: Path | None = None
     start: Path | None = None
+    looks: bool = True
 
     def do(self) -> None:
         """Runs, inside the child."""
@@ -198,7 +207,7 @@ class Errand:
         while self.start is not None and not self.start.exists():
             time.sleep(0.001)
         with at_step(self.step, self.action or _nothing):
-            tries = run_store(self.root, self.shape)
+            tries = run_store(self.root, self.shape, looks=self.looks)
         if self.report is not None:
             lines = [f"{one.shard} {one.file} {int(one.committed)}\n" for one in tries]
             self.report.write_text("".join(lines))

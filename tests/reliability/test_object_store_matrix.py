@@ -87,7 +87,7 @@ def test_two_runs_at_once_have_one_winner_per_shard(
     root, shape = server.url(), Shape(num_rows=24, shard_rows=2)
     num_shards = shape.plan().num_shards
     start, reports = tmp_path / "start", [tmp_path / f"report-{number}" for number in range(2)]
-    errands = [Errand(root, shape, None, None, environ(), report, start) for report in reports]
+    errands = [Errand(root, shape, None, None, environ(), report, start, False) for report in reports]
     with counted(tally, CONCURRENT, "2 runs at once on S3, shards") as trials, trials.attempt(num_shards):
         with children(*errands) as runs:
             start.touch()
