@@ -72,6 +72,12 @@ def survive(root: Path, trials: Trials, where: object, *, is_clean: bool, mend: 
     return error is not None
 
 
+def uncount_last(trials: Trials) -> None:
+    """Takes back the try that ends a sweep: nothing went wrong in it."""
+    trials.tried -= 1
+    trials.survived -= 1
+
+
 def run_against_odds(root: Path, *accepted: type[TmkdError]) -> TmkdError | None:
     """Runs and returns the error that ended it, if it is one of these."""
     try:
@@ -87,6 +93,7 @@ def test_a_disk_that_fills_up_at_any_page_is_survived(disk: SmallDisk, tally: Ta
             disk.fill(free_pages=free_pages)
             root = disk.path / f"store-{free_pages}"
             if not survive(root, trials, free_pages, is_clean=True, mend=disk.empty):
+                uncount_last(trials)
                 break
     assert free_pages > 5, "the store needs more pages than that"
 
@@ -101,6 +108,7 @@ def test_a_disk_that_takes_no_more_files_is_survived(disk: SmallDisk, tally: Tal
                 disk.limit_inodes(1000)
 
             if not survive(root, trials, num_files, is_clean=True, mend=mend):
+                uncount_last(trials)
                 break
     assert num_files > 5
 
@@ -172,6 +180,7 @@ def test_a_system_call_that_fails_once_anywhere_is_a_resource_error(
             calls = BrokenCalls(root, number, first=first, forever=False, only=call)
             # A file that cannot be read may be taken for damage of that file.
             if not break_calls(root, calls, trials, first, reads=call == "open"):
+                uncount_last(trials)
                 break
     assert first > (10 if call in ("fsync", "open") else 0)
 
@@ -188,6 +197,7 @@ def test_a_file_system_that_goes_away_at_any_call_is_a_resource_error(
             root = directory / f"store-{first}"
             calls = BrokenCalls(root, number, first=first, forever=True)
             if not break_calls(root, calls, trials, first, reads=number == errno.EIO):
+                uncount_last(trials)
                 break
     assert first > 10 * len(CALLS)
 
