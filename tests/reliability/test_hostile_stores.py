@@ -7,6 +7,7 @@ can give them away. Each is opened and read whole in a child process whose memor
 from __future__ import annotations
 
 import json
+import select
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,8 @@ LOGITS = np.arange(36, dtype=np.float32).reshape(12, 3)
 EXCLUDED = (11,)
 VALUES = np.delete(LOGITS, EXCLUDED, axis=0).tolist()
 MAX_SECONDS = 2.0
+# A busy machine may give it little of that.
+MAX_WALL_SECONDS = 60.0
 # The largest document that is read, 64 MiB of JSON, takes most of this while it is parsed.
 MAX_GROWN_MB = 500.0
 MAX_MESSAGE_CHARACTERS = 1000
@@ -56,12 +59,14 @@ class Reader:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             self._child = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
         print(json.dumps(str(root)), file=self._child.stdin, flush=True)
-        answer = self._child.stdout.readline()
-        if answer:
-            return Ending(**json.loads(answer))
+        if select.select([self._child.stdout], [], [], MAX_WALL_SECONDS)[0]:
+            answer = self._child.stdout.readline()
+            if answer:
+                return Ending(**json.loads(answer))
+        self._child.kill()
         code = self._child.wait()
         self.close()
-        return Ending("killed", None, f"the process ended with {code}", [], 0.0, 0.0)
+        return Ending("killed", None, f"the process hung or ended: {code}", [], 0.0, 0.0)
 
     def close(self) -> None:
         if self._child is not None:
