@@ -49,5 +49,5 @@ def test_no_more_is_held_than_a_few_files_whatever_their_number(is_local: bool, 
 @pytest.mark.parametrize("is_local", [True, False])
 def test_a_missing_file_is_named_as_it_was_asked_for(is_local: bool) -> None:
     source: Any = Source(is_local=is_local, missing="commit/3")
-    with pytest.raises(FileNotFoundError, match="^commit/3$"):
+    with pytest.raises(FileNotFoundError, match=r"^commit/3$"):
         list(read_files(source, make_names(9), max_bytes=9))
