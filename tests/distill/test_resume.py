@@ -239,3 +239,17 @@ def test_a_disk_that_is_full_at_the_list_is_a_resource_error_and_keeps_the_check
     assert train(job) == "complete"
     steps = [line["step"] for line in read_metrics(job.output) if line["kind"] == "step"]
     assert steps == list(range(1, 11))
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_every_rank(stage: TinyStage) -> None:
+    job = stage.job("unwritable", checkpoint_every_steps=2)
+    path = StageDirectory(Path(job.output)).checkpoints
+    path.parent.mkdir()
+    # Root may write anywhere, but not below a file.
+    path.write_text("a file where a directory is wanted")
+    assert run_ranks(job, num_ranks=2) == [6, 6]
+    first, second = StageDirectory(Path(job.output)).read_failures()
+    assert first.error is not None
+    assert "cannot be written whole" in first.error
+    assert second.error is not None
+    assert "rank 0 cannot write" in second.error
