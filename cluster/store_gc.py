@@ -5,7 +5,9 @@ Invariants (tests/cluster/test_store_gc.py):
        grace period: it may be in flight.
     2. A superseded revision goes only after the manifest has referred to a newer one for that long.
     3. Files are listed before the records are read, so that what is committed meanwhile is seen.
-    4. A store whose counting records or manifest are damaged is left alone.
+    4. An attempt at a shard that nobody has committed stays, however old: its process may be paused
+       between publishing and committing, and would go on to refer to it.
+    5. A store whose counting records or manifest are damaged is left alone.
 """
 
 from __future__ import annotations
@@ -168,6 +170,7 @@ def find_garbage(source: StoreSource, now_s: float, grace_s: float) -> list[Garb
     old = {file.name: file for file in listed if now_s - file.modified_s > grace_s}
     superseded, waiting = _find_superseded(source, old)
     referenced = _find_referenced(source)
+    committed = list_commits(source).keys()
 
     def make(file: StoredFile, reason: Reason) -> Garbage:
         age_s = round(now_s - file.modified_s, 1)
@@ -176,8 +179,10 @@ def find_garbage(source: StoreSource, now_s: float, grace_s: float) -> list[Garb
     garbage = [make(old[name], "superseded record") for name in superseded]
     for name, file in old.items():
         attempt = _ATTEMPT.fullmatch(name)
-        if attempt is not None and name not in referenced and int(attempt[1]) not in waiting:
-            garbage.append(make(file, "unreferenced data"))
+        if attempt is not None and name not in referenced:
+            shard = int(attempt[1])
+            if shard in committed and shard not in waiting:
+                garbage.append(make(file, "unreferenced data"))
         elif _TEMPORARY.fullmatch(name):
             garbage.append(make(file, "temporary file"))
     return garbage

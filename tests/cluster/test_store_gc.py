@@ -75,6 +75,16 @@ def test_lost_attempts_and_temporary_files_go_once_they_are_old(tmp_path: Path, 
     assert all(left[name][0] == content for name, (content, _) in sound.items())
 
 
+def test_an_attempt_at_a_shard_that_nobody_has_committed_stays(tmp_path: Path) -> None:
+    root = tmp_path / "s"
+    write_store(root, shards=2)
+    attempt = root / "data" / "s000002-0123456789abcdef.arrow"
+    attempt.write_bytes(b"x")
+    age_all(root)
+    assert sweep_stores(root, DAY_S)[0].files == ()
+    assert attempt.exists()
+
+
 def test_a_superseded_revision_goes_after_the_manifest_has_listed_a_newer_one_for_long(
     tmp_path: Path,
 ) -> None:
