@@ -18,11 +18,9 @@ from typing import Any, Literal
 
 from schemas.fault_points import FaultPoint, listen
 from schemas.job import StageJob
+from tests.forkserver import SERVER, preload
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["distill.trainer", "transformers.models.bert.modeling_bert", "torch.utils.tensorboard"]
-)
+preload("distill.trainer", "transformers.models.bert.modeling_bert", "torch.utils.tensorboard")
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,14 @@ class Kill:
     where: FaultPoint | Literal["step", "state", "model"] = "step"
 
 
-def run_ranks(job: StageJob, *, num_ranks: int = 1, kill: Kill | None = None) -> list[int | None]:
-    """Trains a stage and returns the ranks' exit codes (negative: the signal)."""
+def run_ranks(
+    job: StageJob, *, num_ranks: int = 1, kill: Kill | None = None, fresh: bool = False
+) -> list[int | None]:
+    """Trains a stage and returns the ranks' exit codes (negative: the signal).
+
+    ``fresh``: in processes that have imported nothing yet.
+    """
+    context = multiprocessing.get_context("spawn") if fresh else SERVER
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -51,7 +55,7 @@ def run_ranks(job: StageJob, *, num_ranks: int = 1, kill: Kill | None = None) ->
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        process = SERVER.Process(target=_run, args=(job.model_dump_json(), environment, kill))
+        process = context.Process(target=_run, args=(job.model_dump_json(), environment, kill))
         process.start()
         processes.append(process)
     try:

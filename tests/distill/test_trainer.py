@@ -161,7 +161,7 @@ def test_a_second_stage_starts_from_the_first(stage: TinyStage) -> None:
 
 def test_the_trainer_loads_no_precompute_no_ray_and_no_teacher(stage: TinyStage) -> None:
     job = stage.job("traced", epochs=1)
-    assert run_ranks(job) == [0]
+    assert run_ranks(job, fresh=True) == [0]
     trace = read_trace(job.output)
     roots = {name.partition(".")[0] for name in trace["modules"]}
     assert {"torch", "deepspeed", "distill"} <= roots

@@ -1,13 +1,12 @@
 """Runs that fill one store, in this process or in children, that can be ended or paused at any step.
 
 A run does what ``precompute.stores.make_stores`` and a worker do with one store, with a teacher whose
-logits are a function of the row. Nothing here imports torch or Ray, so that a child starts in no time:
-children are forked from a server process that has imported this module.
+logits are a function of the row. A child starts in no time: it is forked from a server process that has
+imported this module.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -32,15 +31,15 @@ from schemas.plan import Plan, ShardTask, make_plan
 from schemas.records import MANIFEST_FILE, PLAN_FILE, STORE_FILE, StoreIdentity
 from schemas.storage.location import open_storage
 from schemas.store_files import has_file, load_commits, load_manifest
+from tests.forkserver import SERVER, preload
 from tests.store_factory import make_table
 
 LABELS = ("yes", "no")
 POINTS = tuple(point for point in FaultPoint if not point.startswith("checkpoint-"))
 ACTOR_POINTS = tuple(point for point in POINTS if point.startswith(("shard-", "record-")))
 _GRACE_S = 30.0
-_CONTEXT = multiprocessing.get_context("forkserver")
 # Pandas: pyarrow imports it, where it is there, at the first conversion.
-_CONTEXT.set_forkserver_preload(["pytest", "pandas", "pyarrow.pandas_compat", "s3fs", __name__])
+preload("pytest", "pandas", "pyarrow.pandas_compat", "s3fs", __name__)
 
 Step = tuple[FaultPoint, int]
 """A fault point and how often it was reached before."""
@@ -216,7 +215,7 @@ class Errand:
 @contextmanager
 def children(*errands: Errand) -> Iterator[Sequence[BaseProcess]]:
     """Starts a child for each errand; none of them outlives the block."""
-    processes = [_CONTEXT.Process(target=errand.do, daemon=True) for errand in errands]
+    processes = [SERVER.Process(target=errand.do, daemon=True) for errand in errands]
     for process in processes:
         process.start()
     try:
@@ -234,7 +233,7 @@ def run_child(errand: Errand) -> int:
 
 def run_process(target: Callable[[Errand], None], errand: Errand) -> int:
     """Runs a function in a child, as ``run_child`` does."""
-    process = _CONTEXT.Process(target=target, args=(errand,), daemon=True)
+    process = SERVER.Process(target=target, args=(errand,), daemon=True)
     process.start()
     try:
         return wait_for_end(process)
