@@ -60,6 +60,12 @@ def encode_document(body: Mapping[str, Any]) -> bytes:
     ).encode()
 
 
+def is_readable_size(data: bytes) -> bool:
+    """Tells whether ``parse_json`` would take a document of this size and number of values."""
+    num_values = sum(data.count(start) for start in (b",", b"[", b"{"))
+    return len(data) <= MAX_DOCUMENT_BYTES and num_values <= MAX_DOCUMENT_VALUES
+
+
 def parse_json(data: bytes, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
     """Parses strict JSON of anyone's making: UTF-8, no duplicate keys, no NaN, bounded size and depth.
 

@@ -112,6 +112,26 @@ def test_damage_on_the_object_store_is_found_and_named(
     server.put(key, whole)
 
 
+def test_a_service_without_conditional_writes_wants_a_single_committer(
+    project: Project, server: ObjectServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = {"shard_rows": 16, "root": server.url("alone")}
+    recipe = project.recipe(name="alone", store=store, compare={"arms": []})
+    server.faults.ignores_if_none_match = True
+    arguments = ["precompute", recipe, "--teacher", "second"]
+    assert run_command(arguments) == 6
+    assert "store.single_committer: true" in capsys.readouterr().err
+    assert [key for key in server.keys() if key.startswith("alone/")] == []  # noqa: SIM118
+    assert run_command([*arguments, "--set", "store.single_committer=true"]) == 0
+    server.faults.ignores_if_none_match = False
+    capsys.readouterr()
+    assert run_command(["store", "ls", server.url("alone"), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["stores"]
+    assert len(listed) == 3
+    for store in listed:
+        assert run_command(["store", "verify", store["path"], "--deep"]) == 0
+
+
 def test_an_unreachable_store_is_a_resource_error(
     project: Project, server: ObjectServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
