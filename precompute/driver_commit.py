@@ -11,7 +11,7 @@ from dataclasses import replace
 from precompute.store_writer import commit_shard
 from precompute.tasks import ShardReceipt
 from schemas.records import DATA_DIRECTORY
-from schemas.storage.location import open_storage
+from schemas.storage.location import create_storage
 from schemas.store_files import load_commit
 
 
@@ -25,7 +25,8 @@ def commit_receipt(receipt: ShardReceipt) -> ShardReceipt:
     record = receipt.record
     if record is None:
         return receipt
-    storage = open_storage(receipt.store_root)
+    # Opened for reading, it would ask the service for the condition that it does not know.
+    storage = create_storage(receipt.store_root, single_committer=True)
     if load_commit(storage, record.shard, record.revision) is not None:
         storage.delete(f"{DATA_DIRECTORY}/{record.file}")
         return replace(receipt, record=None)
