@@ -2,7 +2,7 @@
 
 Invariants (tests/schemas/test_local_storage.py):
     1. ``publish`` and ``create`` leave the whole file or none, whatever step fails.
-    2. Of many creators of one name exactly one succeeds (a hard link).
+    2. Of many creators of one name exactly one succeeds (a hard link), also where an answer got lost.
     3. Nothing outside the root is read: a symbolic link that leads out, a pipe, a device is damage.
     4. After a loss of power all is there that was created or published before (tests/reliability/
        test_power_loss.py).
@@ -94,7 +94,9 @@ class LocalStorage:
                 reach(FaultPoint.RECORD_WRITTEN)
                 os.link(temporary, path)
             except FileExistsError:
-                return False
+                # NFS repeats a request whose answer was lost; the second one then meets the first.
+                if not _is_same_file(temporary, path):
+                    return False
             finally:
                 temporary.unlink(missing_ok=True)
             reach(FaultPoint.RECORD_CREATED)
@@ -165,6 +167,13 @@ class LocalStorage:
         return Path(real)
 
 
+def _is_same_file(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def _refusals(root: str, name: str) -> Iterator[None]:
     """Turns what a read may fail with into the errors of ``schemas.storage.storage``."""
@@ -206,3 +215,5 @@ def list_local_stores(root: Path) -> list[str]:
         return []
     except PermissionError as error:
         raise ResourceError(f"{root}: no permission to read it") from error
+    except NotADirectoryError as error:
+        raise ResourceError(f"{root}: is no directory; name another root of stores") from error

@@ -74,6 +74,21 @@ def test_of_many_creators_one_succeeds_and_its_bytes_are_there(storage: LocalSto
     assert storage.read("commit/a.json", max_bytes=9) == b"%d" % created.index(True)
 
 
+def test_a_create_whose_answer_got_lost_is_known_to_have_won(
+    storage: LocalStorage, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def link_twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)  # NFS asks again, and is told that the file is there.
+
+    monkeypatch.setattr(os, "link", link_twice)
+    assert storage.create("commit/a.json", b"record")
+    assert not storage.create("commit/a.json", b"record")
+    assert [path.name for path in (root / "commit").iterdir()] == ["a.json"]
+
+
 @pytest.mark.parametrize("link", ["file", "directory"])
 def test_a_link_that_leads_out_of_the_store_is_damage(
     storage: LocalStorage, root: Path, tmp_path: Path, link: str
@@ -144,3 +159,9 @@ def test_stores_are_listed_by_name_and_none_where_there_is_no_root(tmp_path: Pat
     (tmp_path / "file").touch()
     assert list_local_stores(tmp_path) == [str(tmp_path / "a"), str(tmp_path / "b")]
     assert list_local_stores(tmp_path / "absent") == []
+
+
+def test_a_file_in_the_place_of_a_root_of_stores_holds_none(tmp_path: Path) -> None:
+    (tmp_path / "stores").write_bytes(b"")
+    with pytest.raises(ResourceError, match="is no directory"):
+        list_local_stores(tmp_path / "stores")
