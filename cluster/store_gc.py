@@ -7,7 +7,8 @@ Invariants (tests/cluster/test_store_gc.py):
     3. Files are listed before the records are read, so that what is committed meanwhile is seen.
     4. An attempt at a shard that nobody has committed stays, however old: its process may be paused
        between publishing and committing, and would go on to refer to it.
-    5. A store whose counting records or manifest are damaged is left alone.
+    5. A shard whose records change during the look keeps all of its data until the next one.
+    6. A store whose counting records or manifest are damaged is left alone.
 """
 
 from __future__ import annotations
@@ -165,12 +166,14 @@ def find_garbage(source: StoreSource, now_s: float, grace_s: float) -> list[Garb
     Raises:
         DamagedStoreError: A counting record, its data file or the manifest is damaged.
     """
+    # Looked at first: what is new afterwards may be what another process has just begun to refer to.
+    revisions, manifest = list_commits(source), load_manifest(source)
     listed = [file for name in ("", COMMIT_DIRECTORY, DATA_DIRECTORY) for file in source.list_files(name)]
     # Not strictly older: clocks may be coarse.
     old = {file.name: file for file in listed if now_s - file.modified_s > grace_s}
-    superseded, waiting = _find_superseded(source, old)
+    superseded, waiting = _find_superseded(revisions, manifest, old)
     referenced = _find_referenced(source)
-    committed = list_commits(source).keys()
+    waiting |= {shard for shard, found in list_commits(source).items() if found != revisions.get(shard)}
 
     def make(file: StoredFile, reason: Reason) -> Garbage:
         age_s = round(now_s - file.modified_s, 1)
@@ -181,25 +184,26 @@ def find_garbage(source: StoreSource, now_s: float, grace_s: float) -> list[Garb
         attempt = _ATTEMPT.fullmatch(name)
         if attempt is not None and name not in referenced:
             shard = int(attempt[1])
-            if shard in committed and shard not in waiting:
+            if shard in revisions and shard not in waiting:
                 garbage.append(make(file, "unreferenced data"))
         elif _TEMPORARY.fullmatch(name):
             garbage.append(make(file, "temporary file"))
     return garbage
 
 
-def _find_superseded(source: StoreSource, old: Mapping[str, StoredFile]) -> tuple[list[str], set[int]]:
+def _find_superseded(
+    revisions: Mapping[int, tuple[int, ...]], manifest: Manifest | None, old: Mapping[str, StoredFile]
+) -> tuple[list[str], set[int]]:
     """Returns superseded records that may go, and the shards of those that have to wait.
 
     A waiting record may be damaged, so that nobody knows its data file: all of its shard's stay.
     """
-    manifest = load_manifest(source)
     listed = _listed_revisions(manifest)
     superseded, waiting = [], set()
-    for shard, revisions in list_commits(source).items():
+    for shard, found in revisions.items():
         current = listed.get(shard, -1)
         newer = f"{COMMIT_DIRECTORY}/{record_name(shard, max(current, 0))}"
-        for revision in revisions[:-1]:
+        for revision in found[:-1]:
             name = f"{COMMIT_DIRECTORY}/{record_name(shard, revision)}"
             if revision < current and {name, newer, MANIFEST_FILE} <= old.keys():
                 superseded.append(name)

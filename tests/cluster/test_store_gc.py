@@ -15,6 +15,7 @@ from cluster.store_gc import parse_duration, raise_if_left_alone, sweep_stores
 from precompute.store_writer import StoreWriter
 from schemas.errors import DataError, RecipeError
 from schemas.records import MANIFEST_FILE, STORE_FILE
+from schemas.storage.storage import StoreSource
 from tests.cluster.project_stores import snapshot
 from tests.cluster.store_damage import DAMAGE, flip_byte, read_commit
 from tests.cluster.stores import make_batches, write_store
@@ -166,6 +167,41 @@ def test_what_is_committed_while_the_store_is_looked_at_is_kept(
 
     monkeypatch.setattr(module, "_find_superseded", commit_meanwhile)
     assert sweep_stores(root, DAY_S)[0].files == ()
+    assert (root / "data" / record.file).exists()
+
+
+@pytest.mark.parametrize("event", ["attempt", "repair"])
+def test_a_shard_whose_records_change_before_the_deletion_keeps_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: str
+) -> None:
+    """The second look, after which files are deleted, meets a late commit or the end of a repair."""
+    root = tmp_path / "s"
+    store = write_store(root, shards=2)
+    task = store.plan.tasks()[2]
+    record = store.write_data(task, make_batches(store, store.plan, list(range(task.start, task.stop))))
+    if event == "repair":
+        store.commit(record)
+        store.finish()
+        record = store.commit_records()[1].record
+    leave_garbage(root)
+    age_all(root)
+    import cluster.store_gc as module
+
+    find_referenced, looks = module._find_referenced, iter(range(9))
+
+    def meet(source: StoreSource) -> set[str]:
+        is_second = next(looks) == 1
+        if is_second and event == "repair":
+            write_again(store, 1, revision=1)
+            store.finish()
+        found = find_referenced(source)
+        if is_second and event == "attempt":
+            store.commit(record)
+        return found
+
+    monkeypatch.setattr(module, "_find_referenced", meet)
+    assert sweep_stores(root, DAY_S)[0].files
+    # Readers that opened the store before the repair still map the old file when they come to it.
     assert (root / "data" / record.file).exists()
 
 
