@@ -15,12 +15,14 @@ import os
 import threading
 from typing import Any
 
-from schemas.errors import RecipeError
+from schemas.errors import RecipeError, first_line
 from schemas.storage.retry import RetrySettings
+from schemas.storage.service_errors import explain_service_error, service_errors
 
 # Variables that the credential chains and fsspec read.
 _VARIABLE_PREFIXES = ("AWS_", "AZURE_", "FSSPEC_", "GCE_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+# Not the extra's name: what a package index has under ``tmkd`` need not be this project.
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 # Directories need not be made there; s3fs would make a missing bucket.
 _FLAT_PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"})
 _NUM_CONNECTIONS = 32
@@ -51,6 +53,7 @@ def open_filesystem(url: str, settings: RetrySettings) -> Any:
 
     Raises:
         RecipeError: The scheme is unknown, or its package is not installed.
+        ResourceError: The package lacks something, such as a library or a host.
     """
     key = (os.getpid(), protocol_of(url), settings, _hash_environment())
     with _lock:
@@ -71,12 +74,15 @@ def _make_filesystem(url: str, settings: RetrySettings) -> Any:
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        advice = f"pip install tmkd[{extra}]" if extra else str(error)
+        package = _PACKAGES.get(protocol)
+        advice = f"pip install {package}" if package else first_line(error)
         raise RecipeError(f"{url}: needs a package that is not installed: {advice}") from error
     except ValueError as error:
         raise RecipeError(f"{url}: fsspec knows no storage named {protocol}") from error
-    filesystem = fsspec.filesystem(protocol, skip_instance_cache=True, **_options(protocol, settings))
+    try:
+        filesystem = fsspec.filesystem(protocol, skip_instance_cache=True, **_options(protocol, settings))
+    except service_errors() as error:
+        raise explain_service_error(error, url) from error
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1
     return filesystem

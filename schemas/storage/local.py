@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from schemas.digest import sync_directory, write_temporary
-from schemas.errors import DamagedStoreError, ResourceError
+from schemas.errors import DamagedStoreError, DataError, ResourceError
 from schemas.fault_points import FaultPoint, reach
 from schemas.storage.os_errors import explain_os_error, translated_os_errors
 from schemas.storage.storage import Filled, StoredFile
@@ -184,6 +184,8 @@ def _refusals(root: str, name: str) -> Iterator[None]:
     except PermissionError as error:
         raise ResourceError(f"{root}/{name}: no permission to read it") from error
     except OSError as error:
+        if error.errno == errno.ENOTDIR and not Path(root).is_dir():
+            raise DataError(f"{root}: is no directory, so no store; see `tmkd store ls`") from error
         # A sector that cannot be read is damage of one file; of other failures no file is to blame.
         refusal = None if error.errno == errno.EIO else explain_os_error(error, f"{root}/{name}")
         if refusal is not None:
@@ -196,6 +198,7 @@ def create_local(root: Path) -> LocalStorage:
 
     Raises:
         ResourceError: The disk is full or may not be written.
+        DataError: What is written would lie outside of the store.
     """
     from schemas.records import COMMIT_DIRECTORY, DATA_DIRECTORY
 
@@ -204,7 +207,18 @@ def create_local(root: Path) -> LocalStorage:
         for directory in (*reversed(new), root, root / DATA_DIRECTORY, root / COMMIT_DIRECTORY):
             directory.mkdir(parents=True, exist_ok=True)
             sync_directory(directory.parent)
+        _refuse_links(root, (DATA_DIRECTORY, COMMIT_DIRECTORY))
     return LocalStorage(root)
+
+
+def _refuse_links(root: Path, names: tuple[str, ...]) -> None:
+    """Refuses what no reader would take: a teacher's work should not go there."""
+    for name in names:
+        real = (root / name).resolve()
+        if real.parent != root.resolve():
+            raise DataError(
+                f"store {root}: {name} leads out of the store, to {real}; put the directory itself there"
+            )
 
 
 def list_local_stores(root: Path) -> list[str]:

@@ -19,6 +19,8 @@ from schemas.storage.local import LocalStorage, create_local, list_local_stores
 from schemas.storage.storage import Storage
 
 LOCAL_SCHEMES = ("", "file", "local")
+# Without its two slashes such a URL would be a path, and stores would go to a local directory.
+_REMOTE_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,11 @@ def normal_location(text: str | Path) -> str:
     """Returns a location without ambiguity: an absolute path, or a URL without a slash at its end.
 
     Raises:
-        RecipeError: The URL has no bucket, or holds credentials or a query.
+        RecipeError: The URL has no bucket or lacks a slash, or holds credentials or a query.
     """
     text = str(text)
     if "://" not in text:
+        _refuse_missing_slash(text)
         return str(Path(text).expanduser().absolute())
     parts = urlsplit(text)
     if parts.scheme in LOCAL_SCHEMES:
@@ -56,7 +59,7 @@ def normal_location(text: str | Path) -> str:
             "as AWS_PROFILE or GOOGLE_APPLICATION_CREDENTIALS"
         )
     if not parts.netloc and not parts.path.strip("/"):
-        raise RecipeError(f"{text}: names no bucket")
+        raise RecipeError(f"{text}: names no bucket; a location is such as {parts.scheme}://bucket/prefix")
     return text.rstrip("/")
 
 
@@ -105,6 +108,13 @@ def list_locations(location: str | Path) -> list[str]:
     """
     root = normal_location(location)
     return _backend(root).list(root)
+
+
+def _refuse_missing_slash(text: str) -> None:
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in _REMOTE_SCHEMES:
+        right = f"{scheme}://{rest.rpartition('@')[2].lstrip('/')}"
+        raise RecipeError(f"{right}: two slashes come after the scheme; a directory may be ./{scheme}:")
 
 
 def _backend(root: str) -> _Backend:

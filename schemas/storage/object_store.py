@@ -34,6 +34,7 @@ from schemas.storage.service_errors import (
     is_missing,
     is_transient,
     is_unsupported,
+    say,
     service_errors,
 )
 from schemas.storage.storage import Filled, StoredFile
@@ -193,7 +194,16 @@ class ObjectStorage:
         if filesystem.async_impl:
             # Taken by ``fsspec.asyn.sync``, which every method of such a file system goes through.
             options["timeout"] = self._settings.limit_s(num_bytes)
-        return getattr(filesystem, method)(*arguments, **options)
+        try:
+            return getattr(filesystem, method)(*arguments, **options)
+        except ValueError as error:
+            if isinstance(error, service_errors()):
+                raise
+            # botocore says so of an endpoint that is no URL.
+            raise ResourceError(
+                f"{self.root}: no request can be made ({say(error)}); check the endpoint and region that the "
+                "environment or the configuration names"
+            ) from error
 
     def _url(self, name: str) -> str:
         path = PurePosixPath(name)

@@ -12,16 +12,20 @@ from schemas.errors import ResourceError
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EROFS, errno.EPERM}
 _FAILED = {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO}
+_IN_THE_WAY = {errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY}
 _NO_LINKS = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 @contextmanager
 def translated_os_errors(root: Path) -> Iterator[None]:
-    """Turns a full or failing disk, a missing permission or feature into a ``ResourceError``."""
+    """Turns what keeps a store from being written into a ``ResourceError``.
+
+    That is a full or failing disk, a missing permission or feature, something else in a file's place.
+    """
     try:
         yield
     except OSError as error:
-        refusal = explain_os_error(error, root)
+        refusal = explain_os_error(error, root) or _explain_obstacle(error, root)
         if refusal is None:
             raise
         raise refusal from error
@@ -43,3 +47,13 @@ def explain_os_error(error: OSError, path: Path | str) -> ResourceError | None:
     else:
         return None
     return ResourceError(f"{path}: {advice}")
+
+
+def _explain_obstacle(error: OSError, root: Path) -> ResourceError | None:
+    if error.errno not in _IN_THE_WAY:
+        return None
+    place = error.filename2 or error.filename or root
+    return ResourceError(
+        f"{root}: something else is in the way at {place} ({error.strerror}); move it and run the same "
+        "command again"
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import DamagedStoreError, ResourceError
+from schemas.errors import DamagedStoreError, DataError, ResourceError
 from schemas.fault_points import FaultPoint, listen
 from schemas.storage.local import LocalStorage, create_local, list_local_stores
 
@@ -165,3 +165,39 @@ def test_a_file_in_the_place_of_a_root_of_stores_holds_none(tmp_path: Path) -> N
     (tmp_path / "stores").write_bytes(b"")
     with pytest.raises(ResourceError, match="is no directory"):
         list_local_stores(tmp_path / "stores")
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    for action in (lambda s: s.list_files("commit"), lambda s: s.read("STORE.json", max_bytes=9)):
+        with pytest.raises(DataError, match=r"file: is no directory, so no store") as caught:
+            action(LocalStorage(tmp_path / "file"))
+        assert not isinstance(caught.value, DamagedStoreError)
+
+
+def test_a_file_in_the_place_of_a_directory_is_damage_of_the_store(storage: LocalStorage, root: Path) -> None:
+    (root / "commit").rmdir()
+    (root / "commit").write_bytes(b"x")
+    with pytest.raises(DamagedStoreError, match="commit cannot be read"):
+        storage.list_files("commit")
+
+
+@pytest.mark.parametrize("name", ["data", "commit"])
+def test_nothing_is_written_through_a_link_that_leads_out_of_the_store(
+    storage: LocalStorage, root: Path, tmp_path: Path, name: str
+) -> None:
+    (root / name).rename(tmp_path / "elsewhere")
+    (root / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=rf"{name} leads out of the store, to .*elsewhere"):
+        create_local(root)
+
+
+def test_what_is_in_the_way_of_a_write_is_named(storage: LocalStorage, root: Path) -> None:
+    (root / "manifest.json").mkdir()
+    with pytest.raises(ResourceError, match=r"in the way at \S*/manifest\.json \(Is a directory\); move it"):
+        storage.replace("manifest.json", b"manifest")
+    assert [path.name for path in root.iterdir() if path.suffix == ".tmp"] == []
+    (root / "data").rmdir()
+    (root / "data").write_bytes(b"x")
+    with pytest.raises(ResourceError, match=r"in the way at \S*/data \(File exists\)"):
+        create_local(root)

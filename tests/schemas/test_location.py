@@ -62,3 +62,13 @@ def test_a_local_store_needs_no_fsspec() -> None:
         "sys.exit(any(name in sys.modules for name in ('fsspec', 's3fs', 'botocore')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["s3:/bucket/a", "gs:bucket/a", "s3:/AKIA:secret@bucket/a"])
+def test_a_url_that_lacks_a_slash_is_no_local_directory(text: str) -> None:
+    with pytest.raises(
+        RecipeError, match=r"^(s3|gs)://bucket/a: two slashes come after the scheme"
+    ) as caught:
+        normal_location(text)
+    assert "secret" not in str(caught.value)
+    assert normal_location(f"./{text}") == str(Path.cwd() / text)

@@ -214,10 +214,30 @@ def test_a_child_process_reads_while_its_parent_goes_on(
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(RecipeError, match=r"pip install tmkd\[gcs\]"):
+    with pytest.raises(RecipeError, match="pip install gcsfs"):
         open_storage("gs://bucket/store")
     with pytest.raises(RecipeError, match="knows no storage named nowhere"):
         open_storage("nowhere://bucket/store")
+
+
+def test_a_package_that_lacks_its_library_is_a_resource_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    def make(*_: Any, **__: Any) -> Any:
+        raise OSError("Unable to load libjvm")
+
+    monkeypatch.setattr(fsspec, "filesystem", make)
+    with pytest.raises(ResourceError, match=r"memory://a: .*Unable to load libjvm"):
+        open_storage("memory://a").list_files("")
+
+
+def test_an_endpoint_that_is_no_url_is_a_resource_error(
+    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "not a url")
+        with pytest.raises(ResourceError, match=r"Invalid endpoint: not a url.*check the endpoint"):
+            storage.list_files("")
 
 
 def test_importing_the_locations_loads_no_fsspec() -> None:
