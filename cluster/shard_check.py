@@ -26,25 +26,6 @@ from schemas.shard_rows import ShardRowsError, check_rows, select_rows
 from schemas.storage.storage import StoredFile, StoreSource
 
 
-def find_contradiction(record: CommitRecord) -> str | None:
-    """Says how a commit record contradicts itself, or returns None.
-
-    Head, batches and tail must cover the file without a gap, and each row of the shard must be in a batch
-    or excluded.
-    """
-    offset = 0
-    for region in record.regions():
-        if region.offset != offset:
-            return f"leaves a gap at byte {offset}"
-        offset += region.length
-    if offset != record.num_bytes:
-        return f"covers {offset} of {record.num_bytes} bytes"
-    num_rows = sum(batch.rows for batch in record.batches)
-    if not num_rows == record.num_rows == record.stop - record.start - len(record.excluded):
-        return "does not account for each row"
-    return None
-
-
 class ShardCheck:
     """Examines the data files of one store.
 

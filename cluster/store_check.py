@@ -9,17 +9,18 @@ Invariants (tests/cluster/test_store_check.py):
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.corpus_check import examine_texts, find_part
 from cluster.diagnosis import Diagnosis, Fault, Place, Problem
-from cluster.shard_check import ShardCheck, find_contradiction
+from cluster.shard_check import ShardCheck
 from distill.store_reader import LogitStore
 from schemas.digest import DocumentError, decode_document, hash_value
 from schemas.errors import DamagedStoreError, DataError, RefusedError
 from schemas.plan import Plan, parse_plan
+from schemas.record_sums import find_contradiction
 from schemas.records import (
     COMMIT_DIRECTORY,
     FORMAT_VERSION,
@@ -48,6 +49,9 @@ from schemas.store_files import (
     load_identity,
     load_manifest,
 )
+
+# Records whose bytes are held: a stranger's may be large, and many.
+_NUM_READ_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -271,12 +275,15 @@ def _refuse_other_format(source: StoreSource) -> None:
             )
 
 
-def _read_each(source: StoreSource, names: Sequence[str]) -> list[bytes | DamagedStoreError]:
-    """Reads files, many at once if all can be read; what cannot be read gives its error."""
-    try:
-        return list(read_files(source, names, max_bytes=MAX_COMMIT_BYTES))
-    except (FileNotFoundError, DamagedStoreError):
-        return [_read_one(source, name) for name in names]
+def _read_each(source: StoreSource, names: Sequence[str]) -> Iterator[bytes | DamagedStoreError]:
+    """Yields files in the order of ``names``, a few at a time; what cannot be read gives its error."""
+    at_once = 1 if source.is_local else _NUM_READ_AT_ONCE
+    for start in range(0, len(names), at_once):
+        few = names[start : start + at_once]
+        try:
+            yield from list(read_files(source, few, max_bytes=MAX_COMMIT_BYTES))
+        except (FileNotFoundError, DamagedStoreError):
+            yield from (_read_one(source, name) for name in few)
 
 
 def _read_one(source: StoreSource, name: str) -> bytes | DamagedStoreError:

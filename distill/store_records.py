@@ -21,6 +21,7 @@ from schemas.column_view import wrap_integers
 from schemas.digest import hash_value
 from schemas.errors import DamagedStoreError, IncompleteStoreError, RefusedError
 from schemas.plan import Plan, ShardTask
+from schemas.record_sums import MAX_REGION_BYTES, MAX_ROW_BYTES, find_contradiction
 from schemas.records import (
     COMMIT_DIRECTORY,
     FORMAT_VERSION,
@@ -42,10 +43,6 @@ from schemas.storage.reading import read_files
 from schemas.storage.storage import StoreSource
 from schemas.store_files import load_plan
 
-# What a row may take of a file, on average over a record batch. Hashing goes through all bytes, and the
-# apparent size of a file costs a stranger nothing.
-MAX_ROW_BYTES = 64 * 1024
-MAX_REGION_BYTES = 64 * 1024 * 1024
 _MAX_VERSION_CHARACTERS = 20
 
 
@@ -166,30 +163,7 @@ def _find_problem(
         return f"holds the record of shard {record.shard}, revision {record.revision}"
     if (record.num_rows, record.num_bytes) != (entry.num_rows, entry.num_bytes):
         return "has other rows or bytes than its manifest says"
-    return _find_wrong_sum(record)
-
-
-def _find_wrong_sum(record: CommitRecord) -> str | None:
-    offset = 0
-    for region in record.regions():
-        if region.offset != offset:
-            return f"leaves a gap before byte {region.offset}"
-        if region.length > MAX_REGION_BYTES + region.rows * MAX_ROW_BYTES:
-            return f"has a region of {region.length} bytes for {region.rows} rows"
-        offset += region.length
-    if not all(batch.length for batch in record.batches):
-        return "has a batch without bytes"
-    if offset != record.num_bytes:
-        return f"covers {offset} bytes of {record.num_bytes}"
-    excluded = [row.ordinal for row in record.excluded]
-    if not all(record.start <= ordinal < record.stop for ordinal in excluded):
-        return "excludes a row of another shard"
-    if len(set(excluded)) != len(excluded):
-        return "excludes a row twice"
-    rows = sum(batch.rows for batch in record.batches)
-    if not rows == record.num_rows == record.stop - record.start - len(excluded):
-        return f"has {rows} rows in its batches, which are not those of its shard"
-    return None
+    return find_contradiction(record)
 
 
 def _check_hash(root: str, name: str, data: bytes, sha256: str) -> None:

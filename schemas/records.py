@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import FailFast, Field, ValidationError
 
 from schemas.digest import (
     MAX_DOCUMENT_BYTES,
@@ -36,6 +36,8 @@ MANIFEST_FILE = "manifest.json"
 DATA_DIRECTORY = "data"
 COMMIT_DIRECTORY = "commit"
 LOCK_FILE = "stores.lock.json"
+# Wrong values of a record of which the first is told.
+_MAX_ERRORS = 1000
 # Characters of a name that is shown in an error.
 _MAX_SHOWN = 200
 
@@ -43,6 +45,9 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 ShardFile = Annotated[str, Field(pattern=r"^s[0-9]{6,12}-[0-9a-z]{1,64}\.arrow$")]
 Size = Annotated[int, Field(ge=0, lt=2**62)]
+# Of a list that a stranger made, the first wrong item is enough.
+Item = TypeVar("Item")
+Listed = Annotated[tuple[Item, ...], FailFast()]
 
 
 class StoreIdentity(Frozen):
@@ -63,7 +68,7 @@ class StoreIdentity(Frozen):
     plan_hash: Hash
     generation_hash: Hash
     generation: dict[str, Any]
-    native_labels: tuple[str, ...]
+    native_labels: Listed[str]
     teacher: str
     corpus: str
     part: str
@@ -119,9 +124,9 @@ class CommitRecord(Frozen):
     sha256: Hash
     ids_hash: Hash
     head: BatchRecord
-    batches: tuple[BatchRecord, ...]
+    batches: Listed[BatchRecord]
     tail: BatchRecord
-    excluded: tuple[ExcludedRow, ...] = ()
+    excluded: Listed[ExcludedRow] = ()
 
     def regions(self) -> tuple[BatchRecord, ...]:
         """Returns head, batches and tail in file order."""
@@ -153,8 +158,8 @@ class Manifest(Frozen):
     store_sha256: Hash
     plan_sha256: Hash
     num_rows: Size
-    shards: tuple[ManifestShard, ...]
-    excluded: tuple[ExcludedRow, ...] = ()
+    shards: Listed[ManifestShard]
+    excluded: Listed[ExcludedRow] = ()
 
 
 class LockedPart(Frozen):
@@ -259,6 +264,10 @@ def validate_record(document: dict[str, Any], kind: type[Record], *, store: Path
     try:
         return kind.model_validate(document)
     except ValidationError as error:
+        if error.error_count() > _MAX_ERRORS:
+            # A stranger's record may have a million; each costs as much as a kilobyte to tell.
+            message = f"{name} is no {kind.__name__}: {error.error_count()} of its values are wrong"
+            raise DamagedStoreError(message, store=store) from None
         first = error.errors(include_input=False, include_url=False)[0]
         # A stranger may have chosen the field's name.
         field = ascii(".".join(str(step) for step in first["loc"])[:_MAX_SHOWN]).strip("'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from schemas.plan import encode_plan, make_plan
 from schemas.records import (
     DATA_DIRECTORY,
     MANIFEST_FILE,
+    MAX_COMMIT_BYTES,
     PLAN_FILE,
     STORE_FILE,
     Manifest,
@@ -215,6 +217,36 @@ def write_corpus(root: Path, texts: list[str]) -> Path:
     path = root.parent.parent / "corpora" / f"{fingerprint[:16]}-{'0' * 16}" / "rows.arrow"
     path.parent.mkdir(parents=True)
     return write_rows(table, path)
+
+
+def test_records_of_holes_are_not_all_held_at_once(root: Path) -> None:
+    num_bytes = 8 * 2**20
+    for shard in range(3, 27):
+        with (root / "commit" / f"s{shard:06d}.r0.json").open("wb") as file:
+            file.truncate(num_bytes)
+    tracemalloc.start()
+    try:
+        diagnosis = diagnose_store(root)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert {3, 26} <= set(diagnosis.damaged_shards)
+    # A read makes room for as much as it may take.
+    assert peak_bytes < MAX_COMMIT_BYTES + 5 * num_bytes
+
+
+def test_a_data_file_of_holes_is_not_hashed_to_its_end(root: Path) -> None:
+    """Its record is right in itself, but no batch of three rows is so large."""
+    path = read_commit(root, 1)[0]
+    document = decode_document(path.read_bytes())
+    document["tail"]["offset"] += 2**40
+    document["batches"][-1]["length"] += 2**40
+    document["num_bytes"] += 2**40
+    path.write_bytes(encode_document(document))
+    with (root / DATA_DIRECTORY / document["file"]).open("ab") as file:
+        file.truncate(document["num_bytes"])
+    problems = diagnose_store(root, deep=True).problems
+    assert any("has a batch of" in problem.message for problem in problems if problem.shard == 1)
 
 
 def test_texts_are_hashed_again_where_the_corpus_is_found(root: Path) -> None:

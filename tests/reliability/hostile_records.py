@@ -213,6 +213,8 @@ SIZES: dict[str, HostileCase] = {
     },
     "2^61 rows, consistently": _claim_rows(2**61),
     "more rows than the plan, consistently": _claim_rows(6),
+    "450,000 excluded rows without fields": _manifest(excluded=[{}] * 450_000),
+    "400,000 unknown fields": _record(_edit(**{f"f{field}": 0 for field in range(400_000)})),
     "no batches": _record(lambda record: record["batches"].clear()),
     "overlapping batches": _move_region(lambda regions: regions[2].update(offset=regions[1]["offset"])),
     "one batch twice": _move_region(lambda regions: regions[2].update(regions[1])),

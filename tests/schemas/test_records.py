@@ -89,3 +89,15 @@ def test_a_record_that_no_reader_would_take_is_not_written(monkeypatch: pytest.M
     monkeypatch.setattr("schemas.digest.MAX_DOCUMENT_VALUES", 10)
     with pytest.raises(DataError, match=r"raise store\.shard_rows"):
         encode_record(record)
+
+
+def test_a_record_of_many_wrong_values_is_refused_with_their_number() -> None:
+    data = encode_document({f"field {number}": 0 for number in range(5000)})
+    with pytest.raises(DamagedStoreError, match=r"is no StoreIdentity: 50\d\d of its values are wrong"):
+        parse_record(data, StoreIdentity, store="s", name="STORE.json")
+
+
+def test_of_a_list_of_wrong_items_the_first_is_told() -> None:
+    data = encode_document(COMMIT | {"batches": [0] * 5000})
+    with pytest.raises(DamagedStoreError, match=r"batches\.0: "):
+        parse_record(data, CommitRecord, store="s", name="r0")
