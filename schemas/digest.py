@@ -140,23 +140,6 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
-def create_file(path: Path, data: bytes) -> bool:
-    """Creates ``path`` with ``data`` only if it is absent, atomically (a hard link on a local file system).
-
-    Returns:
-        True if this call created the file, False if it was there already.
-    """
-    temporary = write_temporary(path, data)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
-    return True
-
-
 def write_temporary(path: Path, data: bytes) -> Path:
     """Writes ``data`` to a new synced file in the directory of ``path`` and returns its path."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")

@@ -17,7 +17,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ import pyarrow as pa
 
 from schemas.arrow_message import ArrowMessageError, read_file
 from schemas.column_view import view_numbers
-from schemas.digest import DocumentError, hash_value, parse_json, replace_file
+from schemas.digest import DocumentError, hash_value, parse_json
 from schemas.errors import DataError
 from schemas.rows import TEXT_HASH_BYTES, fingerprint_columns
 
@@ -156,25 +155,6 @@ def parse_plan(data: pa.Buffer | bytes, *, source: str, expected_hash: str | Non
     if expected_hash is not None and plan.plan_hash != expected_hash:
         raise DataError(f"{source}: plan hash is {plan.plan_hash[:16]}, expected {expected_hash[:16]}")
     return plan
-
-
-def write_plan(plan: Plan, path: Path) -> None:
-    """Writes ``plan.arrow`` atomically."""
-    replace_file(path, encode_plan(plan))
-
-
-def read_plan(path: Path, *, expected_hash: str | None = None) -> Plan:
-    """Maps ``plan.arrow`` and parses it.
-
-    Raises:
-        DataError: The file is missing, malformed, or not the plan with ``expected_hash``.
-    """
-    try:
-        with pa.memory_map(str(path)) as file:
-            data = file.read_buffer()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read as a plan ({error})") from error
-    return parse_plan(data, source=str(path), expected_hash=expected_hash)
 
 
 def _parse_header(metadata: Mapping[bytes, bytes]) -> tuple[tuple[int, ...], str]:

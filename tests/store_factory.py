@@ -17,7 +17,7 @@ import xxhash
 
 from schemas.digest import hash_file, hash_value
 from schemas.job import PartSource, SoftTarget
-from schemas.plan import Plan, cut_rows, write_plan
+from schemas.plan import Plan, cut_rows, encode_plan
 from schemas.records import (
     COMMIT_DIRECTORY,
     DATA_DIRECTORY,
@@ -109,7 +109,7 @@ def make_store(
         part="train",
     )
     (root / STORE_FILE).write_bytes(encode_record(identity))
-    write_plan(plan, root / PLAN_FILE)
+    (root / PLAN_FILE).write_bytes(encode_plan(plan))
     shards = [
         _write_shard(root, identity, plan, task.shard, logits, batch_rows, excluded) for task in plan.tasks()
     ]

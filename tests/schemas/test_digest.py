@@ -13,7 +13,6 @@ from schemas.digest import (
     MAX_DOCUMENT_DEPTH,
     MAX_DOCUMENT_VALUES,
     DocumentError,
-    create_file,
     decode_document,
     encode_document,
     hash_value,
@@ -146,14 +145,6 @@ def test_an_edited_value_is_refused() -> None:
     document["rows"] = 4
     with pytest.raises(DocumentError, match="digest"):
         decode_document(json.dumps(document).encode())
-
-
-def test_create_file_never_overwrites(tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
-    assert create_file(path, b"first")
-    assert not create_file(path, b"second")
-    assert path.read_bytes() == b"first"
-    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
 def test_a_failed_replacement_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
