@@ -322,7 +322,7 @@ def zero_stage(config: Mapping[str, Any]) -> int:
 
 
 def is_partitioned(config: Mapping[str, Any]) -> bool:
-    """Tells whether the optimizer's state is spread over the ranks, so that their number is fixed."""
+    """Tells whether weights or their optimizer are spread over the ranks: to gather them takes them all."""
     return not _is_plain(config)
 
 

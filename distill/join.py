@@ -351,8 +351,7 @@ def _check_hashes(
 ) -> None:
     if not np.array_equal(stored, corpus):
         raise DamagedStoreError(
-            f"text hashes of teacher {teacher.teacher} differ from the corpus's; "
-            "delete the store and run `tmkd precompute` again",
+            f"text hashes of teacher {teacher.teacher} differ from the corpus's",
             store=teacher.store.root,
             shard=shard,
             batch=batch,

@@ -200,8 +200,9 @@ def test_a_text_hash_that_differs_is_seen_when_its_shard_is_touched(tmp_path: Pa
     bad = join_module.LogitStore.open(wrong)
     teacher = joined.parts[0].targets[0][0]
     object.__setattr__(teacher, "store", bad)
-    with pytest.raises(DamagedStoreError, match="text hashes of teacher t1 differ"):
+    with pytest.raises(DamagedStoreError, match="text hashes of teacher t1 differ") as caught:
         joined.gather(np.array([5]))
+    assert caught.value.message.count("run `tmkd") == 1, "one piece of advice, not two"
     joined._cache = joined._make_cache(1)
     with pytest.raises(DamagedStoreError, match="text hashes"):
         joined.gather(np.array([1, 5]))
