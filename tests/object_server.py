@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 Environ = dict[str, Any]
@@ -162,15 +163,21 @@ class ObjectServer:
 
 
 @contextmanager
-def object_server(*, quick: bool = True) -> Iterator[ObjectServer]:
+def object_server(cache: Path | None = None, *, quick: bool = True) -> Iterator[ObjectServer]:
     """Yields the server, well and with a new bucket; its address and account are in the environment.
 
+    What it sets is set back at the end. A test that changes it further takes care to undo that before:
+    ``monkeypatch`` must not be older than the server.
+
     Args:
+        cache: Where copies of shards lie; left as it is by default.
         quick: Whether ``QUICK_RETRIES`` are set too.
     """
     endpoint, faults = _Running.start()
     faults.clear()
     account = {**_ACCOUNT, **(QUICK_RETRIES if quick else {}), "AWS_ENDPOINT_URL": endpoint}
+    if cache is not None:
+        account["TMKD_CACHE_DIR"] = str(cache)
     before = {name: os.environ.get(name) for name in (*account, *_REMOVED)}
     for name in _REMOVED:
         os.environ.pop(name, None)

@@ -14,7 +14,7 @@ from schemas.fault_points import FaultPoint
 from schemas.storage.location import open_storage
 from schemas.store_files import load_commits
 from tests.object_server import ObjectServer, object_server
-from tests.reliability.conftest import Tally
+from tests.tally import Tally
 from tests.reliability.store_runs import (
     POINTS,
     SMALL,
@@ -44,9 +44,8 @@ COMMIT = (FaultPoint.RECORD_WRITTEN, FaultPoint.RECORD_CREATED)
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
-    monkeypatch.setenv("TMKD_CACHE_DIR", str(tmp_path / "cache"))
-    with object_server() as found:
+def server(tmp_path: Path) -> Iterator[ObjectServer]:
+    with object_server(tmp_path / "cache") as found:
         yield found
 
 

@@ -24,9 +24,8 @@ NUM_ATTEMPTS = 4
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
-    monkeypatch.setenv("TMKD_CACHE_DIR", str(tmp_path / "cache"))
-    with object_server() as running:
+def server(tmp_path: Path) -> Iterator[ObjectServer]:
+    with object_server(tmp_path / "cache") as running:
         yield running
 
 
