@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-
-from tests.tally import counts, tally  # noqa: F401  fixtures
 from collections.abc import Iterator
 
 import pytest
+
+from tests.tally import counts, tally  # noqa: F401  fixtures
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -18,7 +18,9 @@ from schemas.errors import RefusedError, ResourceError
 from schemas.fault_points import FaultPoint
 from tests.child_ranks import Kill, read_rows, run_ranks
 from tests.distill.tiny_training import assert_same, train
+from tests.reliability.trials import counted
 from tests.store_factory import target
+from tests.tally import Tally
 from tests.tiny_stage import TinyStage, read_metrics, read_weights
 
 # torch's own compiler package, which DeepSpeed's ZeRO loads, decorates with what torch deprecates.
@@ -38,6 +40,7 @@ DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 # By this metric the last step is the best, so that the finished weights are those after all steps.
 KILLABLE: dict[str, Any] = {"checkpoint_every_steps": 2, "config": DROPOUT, "metric": "loss"}
 POINTS = [point for point in FaultPoint if point.name.startswith("CHECKPOINT_")]
+AREA = "killed training"
 KILLS = [
     Kill(4),
     Kill(10, "model"),
@@ -58,16 +61,20 @@ def uninterrupted(stage: TinyStage) -> Path:
 
 @pytest.mark.parametrize("kill", KILLS, ids=lambda kill: f"{kill.where}-{kill.step}")
 def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(
-    stage: TinyStage, uninterrupted: Path, kill: Kill
+    stage: TinyStage, uninterrupted: Path, kill: Kill, tally: Tally
 ) -> None:
     job = stage.job(f"killed-{kill.where}-{kill.step}", **KILLABLE)
-    assert run_ranks(job, kill=kill) == [-signal.SIGKILL]
-    assert run_ranks(job) == [0]
-    assert_same(read_weights(job.output), read_weights(uninterrupted), 0)
-    assert read_metrics(job.output) == read_metrics(uninterrupted)
-    expected = dict(read_rows(uninterrupted))
-    for step, rows in read_rows(job.output):
-        assert rows == expected[step]
+    with (
+        counted(tally, AREA, "one rank, each step of a checkpoint and others") as trials,
+        trials.attempt(),
+    ):
+        assert run_ranks(job, kill=kill) == [-signal.SIGKILL]
+        assert run_ranks(job) == [0]
+        assert_same(read_weights(job.output), read_weights(uninterrupted), 0)
+        assert read_metrics(job.output) == read_metrics(uninterrupted)
+        expected = dict(read_rows(uninterrupted))
+        for step, rows in read_rows(job.output):
+            assert rows == expected[step]
 
 
 def test_every_step_of_a_checkpoint_is_a_place_to_die() -> None:
@@ -98,7 +105,9 @@ RANK_CASES = [
 
 
 @pytest.mark.parametrize(("zero", "dtype"), RANK_CASES)
-def test_ranks_that_are_killed_go_on_to_the_same_weights(stage: TinyStage, zero: int, dtype: str) -> None:
+def test_ranks_that_are_killed_go_on_to_the_same_weights(
+    stage: TinyStage, zero: int, dtype: str, tally: Tally
+) -> None:
     fields: dict[str, Any] = {
         "checkpoint_every_steps": 2,
         "config": DROPOUT,
@@ -106,10 +115,11 @@ def test_ranks_that_are_killed_go_on_to_the_same_weights(stage: TinyStage, zero:
         "deepspeed": {"zero_optimization": {"stage": zero}, "bf16": {"enabled": dtype == "bf16"}},
     }
     whole, killed = (stage.job(f"ranks-{what}-{zero}-{dtype}", **fields) for what in ("whole", "killed"))
-    assert run_ranks(whole, num_ranks=2) == [0, 0]
-    assert run_ranks(killed, num_ranks=2, kill=Kill(7)) == [-signal.SIGKILL, -signal.SIGKILL]
-    assert run_ranks(killed, num_ranks=2) == [0, 0]
-    assert_same(read_weights(killed.output), read_weights(whole.output), 0)
+    with counted(tally, AREA, "two ranks, ZeRO 0 to 3") as trials, trials.attempt():
+        assert run_ranks(whole, num_ranks=2) == [0, 0]
+        assert run_ranks(killed, num_ranks=2, kill=Kill(7)) == [-signal.SIGKILL, -signal.SIGKILL]
+        assert run_ranks(killed, num_ranks=2) == [0, 0]
+        assert_same(read_weights(killed.output), read_weights(whole.output), 0)
 
 
 # Largest difference of a weight after twelve steps, of which the last six on another number of ranks, at
@@ -127,7 +137,7 @@ RANK_CHANGES = [
 
 @pytest.mark.parametrize(("before", "after", "zero", "dtype"), RANK_CHANGES)
 def test_another_number_of_ranks_goes_on_from_a_checkpoint(
-    stage: TinyStage, before: int, after: int, zero: int, dtype: str
+    stage: TinyStage, before: int, after: int, zero: int, dtype: str, tally: Tally
 ) -> None:
     fields: dict[str, Any] = {
         "checkpoint_every_steps": 2,
@@ -136,10 +146,11 @@ def test_another_number_of_ranks_goes_on_from_a_checkpoint(
     }
     name = f"{before}-{after}-{zero}-{dtype}"
     whole, changed = (stage.job(f"{what}-{name}", **fields) for what in ("constant", "changed"))
-    assert run_ranks(whole, num_ranks=before) == [0] * before
-    assert run_ranks(changed, num_ranks=before, kill=Kill(7)) == [-signal.SIGKILL] * before
-    assert run_ranks(changed, num_ranks=after) == [0] * after
-    assert_same(read_weights(changed.output), read_weights(whole.output), RANKS_TOLERANCES[dtype])
+    with counted(tally, AREA, "another number of ranks goes on") as trials, trials.attempt():
+        assert run_ranks(whole, num_ranks=before) == [0] * before
+        assert run_ranks(changed, num_ranks=before, kill=Kill(7)) == [-signal.SIGKILL] * before
+        assert run_ranks(changed, num_ranks=after) == [0] * after
+        assert_same(read_weights(changed.output), read_weights(whole.output), RANKS_TOLERANCES[dtype])
     assert [line["step"] for line in read_metrics(changed.output) if line["kind"] == "step"] == list(
         range(1, 13)
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.conftest import Tally
 from tests.reliability.fuzz import Outcome
+from tests.tally import Tally
 
 ROOT = Path(__file__).parents[2]
 # Processor time of a case, and growth of a process's peak memory over all of its cases.

@@ -20,8 +20,8 @@ import pytest
 from distill.store_reader import LogitStore
 from schemas.errors import TmkdError
 from schemas.records import CommitRecord, read_record
-from tests.reliability.conftest import Tally
 from tests.store_factory import MadePart, make_part, make_store
+from tests.tally import Tally
 
 NUM_ROWS = 600
 SHARD_ROWS = 250

@@ -12,7 +12,6 @@ import pytest
 
 from precompute.store_writer import StoreWriter
 from schemas.errors import DamagedStoreError, ResourceError, TmkdError
-from tests.reliability.conftest import Tally
 from tests.reliability.disk_faults import CALLS, BrokenCalls, SmallDisk, small_disk
 from tests.reliability.store_runs import (
     SMALL,
@@ -28,6 +27,7 @@ from tests.reliability.store_runs import (
     trace_run,
 )
 from tests.reliability.trials import Trials, counted
+from tests.tally import Tally
 
 AREA = "disk fault"
 NOBODY = 65534

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from tests.reliability.conftest import Tally
 from tests.reliability.fuzz_runs import run_blocks, settle
 from tests.reliability.fuzz_store import CASES
+from tests.tally import Tally
 
 
 @pytest.mark.parametrize(

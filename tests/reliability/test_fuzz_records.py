@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from tests.reliability.conftest import Tally
 from tests.reliability.fuzz import run_cases
 from tests.reliability.fuzz_arrow import CASES
 from tests.reliability.fuzz_json import damage_and_parse
 from tests.reliability.fuzz_runs import run_blocks, run_child, settle
+from tests.tally import Tally
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from tests.reliability import hostile_arrow, hostile_records
-from tests.reliability.conftest import Tally
 from tests.reliability.forgery import ForgedStore
 from tests.reliability.hostile_case import HostileCase
 from tests.reliability.hostile_reader import Ending
 from tests.store_factory import make_part, make_store
+from tests.tally import Tally
 
 ROOT = Path(__file__).parents[2]
 LOGITS = np.arange(36, dtype=np.float32).reshape(12, 3)

@@ -13,7 +13,6 @@ from precompute.shard_file import ShardContentError
 from precompute.store_writer import StoreWriter
 from schemas.errors import IncompleteStoreError, TeacherError
 from schemas.fault_points import FaultPoint
-from tests.reliability.conftest import Tally
 from tests.reliability.store_runs import (
     POINTS,
     SMALL,
@@ -28,6 +27,7 @@ from tests.reliability.store_runs import (
     trace_run,
 )
 from tests.reliability.trials import counted
+from tests.tally import Tally
 
 AREA = "exception in a shard"
 EXCEPTIONS: dict[str, Callable[[], BaseException]] = {

@@ -19,10 +19,10 @@ from precompute.pool import PoolReport, run_pool
 from precompute.queue import TeacherQueue
 from precompute.store_writer import StoreWriter
 from schemas.recipe import StoreOptions
-from tests.reliability.conftest import Tally
 from tests.reliability.store_runs import ACTOR_POINTS, check_finished, leftovers, memory_directory
 from tests.reliability.store_worker import GO_FILE, make_queues, make_store_worker, marks_of
 from tests.reliability.trials import counted
+from tests.tally import Tally
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = StoreOptions(max_attempts=3, stall_timeout_s=60, start_timeout_s=90)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.conftest import Tally
 from tests.reliability.store_runs import (
     POINTS,
     SMALL,
@@ -24,6 +23,7 @@ from tests.reliability.store_runs import (
     trace_run,
 )
 from tests.reliability.trials import counted
+from tests.tally import Tally
 
 AREA = "killed process"
 # The smallest store with a first, a later and a last shard, in the slow cross product.

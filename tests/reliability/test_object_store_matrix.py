@@ -14,7 +14,6 @@ from schemas.fault_points import FaultPoint
 from schemas.storage.location import open_storage
 from schemas.store_files import load_commits
 from tests.object_server import ObjectServer, object_server
-from tests.tally import Tally
 from tests.reliability.store_runs import (
     POINTS,
     SMALL,
@@ -35,6 +34,7 @@ from tests.reliability.store_runs import (
     wake,
 )
 from tests.reliability.trials import counted
+from tests.tally import Tally
 
 KILLED = "killed process"
 CONCURRENT = "concurrent writers"

@@ -22,10 +22,10 @@ from distill.logit_dataset import LogitDataset
 from distill.order import OrderKey, order
 from distill.store_reader import LogitStore
 from schemas.errors import RefusedError
-from tests.reliability.conftest import Tally
 from tests.reliability.reading import MadeCorpus, PartShape, Reading
 from tests.reliability.trials import Trials, counted
 from tests.store_factory import make_part, make_store
+from tests.tally import Tally
 
 WORLD_SIZES = (1, 2, 4, 3)
 PREFETCHES = (0, 1, 3)

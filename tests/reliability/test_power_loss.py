@@ -9,7 +9,6 @@ import pytest
 
 from precompute.store_writer import StoreWriter
 from schemas.fault_points import FaultPoint, listen
-from tests.reliability.conftest import Tally
 from tests.reliability.power_loss import Disk, restore
 from tests.reliability.store_runs import (
     SMALL,
@@ -20,6 +19,7 @@ from tests.reliability.store_runs import (
     run_store,
 )
 from tests.reliability.trials import counted
+from tests.tally import Tally
 
 AREA = "power loss"
 

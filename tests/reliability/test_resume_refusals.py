@@ -23,10 +23,10 @@ from schemas.errors import InterruptedRunError, LabelError, RefusedError, TmkdEr
 from schemas.plan import make_plan
 from schemas.recipe import Corpus, FilePart, StoreOptions, Teacher
 from tests.precompute.tiny import LABELS, make_texts, save_tiny_bert, write_rows
-from tests.reliability.conftest import Tally
 from tests.reliability.here_pool import HerePool
 from tests.reliability.trials import counted
 from tests.store_factory import make_table
+from tests.tally import Tally
 
 NUM_ROWS = 20
 SHARD_ROWS = 4

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.conftest import TALLY_VARIABLE, Count, Tally
+from tests.tally import TALLY_VARIABLE, Count, Tally
 
 
 def test_a_count_is_kept_and_appended_to_the_file_that_the_environment_names(

@@ -14,7 +14,6 @@ from schemas.plan import ShardTask
 from schemas.records import MANIFEST_FILE
 from schemas.storage.location import open_storage
 from schemas.store_files import load_commits
-from tests.reliability.conftest import Tally
 from tests.reliability.store_runs import (
     POINTS,
     SMALL,
@@ -36,6 +35,7 @@ from tests.reliability.store_runs import (
     wake,
 )
 from tests.reliability.trials import counted
+from tests.tally import Tally
 
 AREA = "concurrent writers"
 MANY = Shape(num_rows=120, shard_rows=2)

@@ -11,10 +11,10 @@ import pytest
 from cluster.store_check import diagnose_store
 from schemas.plan import make_plan
 from tests.precompute.tiny import make_rows, save_tiny_bert, write_rows
-from tests.reliability.conftest import Tally
 from tests.reliability.store_runs import leftovers
 from tests.reliability.trials import counted
 from tests.reliability.whole_run import SHARD_ROWS
+from tests.tally import Tally
 
 ROOT = Path(__file__).parents[2]
 NUM_ROWS = 240

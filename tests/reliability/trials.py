@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.reliability.conftest import Tally
+from tests.tally import Tally
 
 
 class Trials:
