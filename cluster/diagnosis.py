@@ -105,13 +105,10 @@ class Diagnosis(Frozen):
         damage = self.describe_damage()
         if damage:
             first = next(problem for problem in self.problems if problem.place != "corpus")
-            raise DamagedStoreError(
-                damage,
-                store=self.store,
-                shard=first.shard,
-                batch=first.batch,
-                offset=first.offset,
-            )
+            error = DamagedStoreError(damage, store=self.store)
+            # Attributes alone: the message names the shards already.
+            error.shard, error.batch, error.offset = first.shard, first.batch, first.offset
+            raise error
         for problem in self.problems:
             raise DataError(f"store {self.store} is whole, but its corpus is not: {problem.message}")
         if not self.is_complete:

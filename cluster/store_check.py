@@ -18,12 +18,11 @@ from cluster.diagnosis import Diagnosis, Fault, Place, Problem
 from cluster.shard_check import ShardCheck
 from distill.store_reader import LogitStore
 from schemas.digest import DocumentError, decode_document, hash_value
-from schemas.errors import DamagedStoreError, DataError, RefusedError
+from schemas.errors import DamagedStoreError, DataError
 from schemas.plan import Plan, parse_plan
 from schemas.record_sums import find_contradiction
 from schemas.records import (
     COMMIT_DIRECTORY,
-    FORMAT_VERSION,
     MANIFEST_FILE,
     MAX_COMMIT_BYTES,
     MAX_IDENTITY_BYTES,
@@ -33,6 +32,7 @@ from schemas.records import (
     CommitRecord,
     Manifest,
     StoreIdentity,
+    check_format,
     parse_record,
     record_name,
 )
@@ -143,13 +143,14 @@ class _StoreCheck:
         known = self._truth.identity if self._truth is not None else None
         try:
             identity = load_identity(self._source)
-        except DamagedStoreError as error:
-            self._add("identity", "damaged", error.damage)
-            return known
-        except DataError:
-            if known is None and not is_store and not has_file(self._source, PLAN_FILE):
+        except DataError as error:
+            is_lost = isinstance(error.__cause__, FileNotFoundError)
+            if is_lost and (known is not None or is_store or has_file(self._source, PLAN_FILE)):
+                self._add("identity", "missing", f"{STORE_FILE} is missing")
+            elif isinstance(error, DamagedStoreError):
+                self._add("identity", "damaged", error.damage)
+            else:
                 raise
-            self._add("identity", "missing", f"{STORE_FILE} is missing")
             return known
         if hash_value(identity.generation) != identity.generation_hash:
             self._add("identity", "damaged", f"{STORE_FILE} does not match its generation hash")
@@ -267,12 +268,7 @@ def _refuse_other_format(source: StoreSource) -> None:
             document = decode_document(source.read(name, max_bytes=max_bytes), max_bytes=max_bytes)
         except (FileNotFoundError, DamagedStoreError, DocumentError):
             continue
-        version = document.get("format")
-        if isinstance(version, str) and version != FORMAT_VERSION:
-            raise RefusedError(
-                f"store {source.root}: has format {version[:20]!r}, this tmkd knows {FORMAT_VERSION!r}; "
-                "use the tmkd that wrote it"
-            )
+        check_format(document, store=source.root)
 
 
 def _read_each(source: StoreSource, names: Sequence[str]) -> Iterator[bytes | DamagedStoreError]:

@@ -32,6 +32,10 @@ def ls(
         typer.echo(json.dumps({"stores": [store.model_dump(mode="json") for store in stores]}))
     else:
         print_stores(stores)
+        unread = [store for store in stores if store.problem is not None]
+        if unread:
+            count = f"{len(unread)} of {len(stores)} stores cannot be read"
+            say(f"{count}: see `tmkd store verify {unread[0].path}`")
 
 
 @store_app.command("inspect")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.store_listing import find_stores
-from schemas.errors import DamagedStoreError, DataError, RecipeError, repair_advice
+from schemas.errors import DamagedStoreError, DataError, RecipeError, RefusedError, repair_advice
 from schemas.fields import Frozen
 from schemas.records import (
     COMMIT_DIRECTORY,
@@ -31,7 +31,6 @@ from schemas.records import (
     parse_record_name,
     record_name,
 )
-from schemas.storage.location import open_storage
 from schemas.storage.probe import PROBE_PREFIX
 from schemas.storage.storage import Storage, StoredFile, StoreSource
 from schemas.store_files import (
@@ -74,11 +73,13 @@ class Swept(Frozen):
     Attributes:
         files: Deleted, or to be deleted in a dry run.
         problem: Why the store was left alone, or None.
+        is_damaged: Whether a repair would help.
     """
 
     store: str
     files: tuple[Garbage, ...] = ()
     problem: str | None = None
+    is_damaged: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -122,19 +123,17 @@ def sweep_stores(
             f"--grace: a shard may be in flight for a while; at least {MIN_GRACE_S / 3600:g}h is wanted"
         )
     swept = []
-    storage = open_storage(root)
-    # A store that has lost its STORE.json is one, too.
-    stores = [storage] if list_commits(storage) else find_stores(root)
-    for store in stores:
+    for store in find_stores(root):
         try:
             files = find_garbage(store, clock(), grace_s)
             if files and not dry_run:
                 files = find_garbage(store, min(clock(), _storage_time(store)), grace_s)
                 for file in files:
                     store.delete(file.name)
-        except DataError as error:
-            problem = error.damage if isinstance(error, DamagedStoreError) else error.message
-            swept.append(Swept(store=store.root, problem=problem))
+        except DamagedStoreError as error:
+            swept.append(Swept(store=store.root, problem=error.damage, is_damaged=True))
+        except (DataError, RefusedError) as error:
+            swept.append(Swept(store=store.root, problem=error.message))
         else:
             swept.append(Swept(store=store.root, files=tuple(files)))
     return swept
@@ -145,14 +144,19 @@ def raise_if_left_alone(swept: list[Swept]) -> None:
 
     Raises:
         DataError: A store is damaged; it has to be repaired first.
+        RefusedError: A store has another format version.
     """
-    left = [store for store in swept if store.problem is not None]
-    if left:
-        more = f" (and {len(left) - 1} more stores)" if len(left) > 1 else ""
-        raise DataError(
-            f"store {left[0].store}: {left[0].problem}{more}; nothing of it was deleted: "
-            + repair_advice(left[0].store)
-        )
+    # What a repair mends goes first.
+    left = sorted((s for s in swept if s.problem is not None), key=lambda store: not store.is_damaged)
+    if not left:
+        return
+    first = left[0]
+    more = f" (and {len(left) - 1} more stores)" if len(left) > 1 else ""
+    if not first.is_damaged:
+        raise RefusedError(f"{first.problem}{more}; nothing of it was deleted")
+    raise DataError(
+        f"store {first.store}: {first.problem}{more}; nothing of it was deleted: {repair_advice(first.store)}"
+    )
 
 
 def find_garbage(source: StoreSource, now_s: float, grace_s: float) -> list[Garbage]:

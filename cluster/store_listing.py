@@ -18,11 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from schemas.errors import DamagedStoreError, DataError, TmkdError
+from schemas.errors import DamagedStoreError, DataError, RefusedError, TmkdError
 from schemas.recipe import Frozen
 from schemas.records import (
     LOCK_FILE,
-    STORE_FILE,
     StoreIdentity,
     StoresLock,
     read_record,
@@ -30,7 +29,7 @@ from schemas.records import (
 from schemas.rows import classification_schema
 from schemas.storage.location import is_local, list_locations, normal_location, open_storage
 from schemas.storage.storage import Storage, StoreSource
-from schemas.store_files import has_file, list_data, load_commits, load_identity, load_manifest, load_plan
+from schemas.store_files import is_store, list_data, load_commits, load_identity, load_manifest, load_plan
 
 _PIPE_WIDTH = 120
 
@@ -89,10 +88,9 @@ def find_stores(root: str | Path) -> list[Storage]:
     if is_local(location) and not Path(location).is_dir():
         raise DataError(f"{root}: there is no such directory of stores; name one, such as runs/stores")
     storage = open_storage(location)
-    if has_file(storage, STORE_FILE):
+    if is_store(storage):
         return [storage]
-    below = [open_storage(found) for found in list_locations(location)]
-    return [storage for storage in below if has_file(storage, STORE_FILE)]
+    return [below for below in map(open_storage, list_locations(location)) if is_store(below)]
 
 
 def print_stores(stores: Sequence[ListedStore], console: Console | None = None) -> None:
@@ -198,8 +196,10 @@ def _list_store(source: StoreSource, runs: dict[str, list[str]]) -> ListedStore:
                 "num_excluded": sum(len(record.excluded) for record in records),
                 "num_shards": load_plan(source, identity.plan_hash).num_shards,
             }
+    except DamagedStoreError as error:
+        found["problem"] = f"damaged: {error.damage}"
     except TmkdError as error:
-        found["problem"] = f"damaged: {error}"
+        found["problem"] = error.message
     return ListedStore.model_validate(found)
 
 
@@ -214,7 +214,7 @@ def _find_runs(out: Path) -> dict[str, list[str]]:
     for lock_path in sorted(out.glob(f"*/{LOCK_FILE}")):
         try:
             lock = read_record(lock_path, StoresLock, store=lock_path.parent)
-        except DamagedStoreError:
+        except (DamagedStoreError, RefusedError):
             # A listing of stores is no place to complain about a run.
             continue
         roots = {root for parts in lock.corpora.values() for part in parts for root in part.stores.values()}

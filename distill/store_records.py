@@ -19,12 +19,11 @@ import numpy as np
 
 from schemas.column_view import wrap_integers
 from schemas.digest import hash_value
-from schemas.errors import DamagedStoreError, IncompleteStoreError, RefusedError
+from schemas.errors import DamagedStoreError, IncompleteStoreError
 from schemas.plan import Plan, ShardTask
 from schemas.record_sums import MAX_REGION_BYTES, MAX_ROW_BYTES, find_contradiction
 from schemas.records import (
     COMMIT_DIRECTORY,
-    FORMAT_VERSION,
     MANIFEST_FILE,
     MAX_COMMIT_BYTES,
     MAX_IDENTITY_BYTES,
@@ -34,6 +33,7 @@ from schemas.records import (
     Manifest,
     ManifestShard,
     StoreIdentity,
+    check_format,
     decode_record,
     parse_record,
     record_name,
@@ -41,9 +41,7 @@ from schemas.records import (
 )
 from schemas.storage.reading import read_files
 from schemas.storage.storage import StoreSource
-from schemas.store_files import load_plan
-
-_MAX_VERSION_CHARACTERS = 20
+from schemas.store_files import load_identity, load_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,7 @@ def read_store_records(source: StoreSource) -> StoreRecords:
 
     Raises:
         IncompleteStoreError: There is no manifest.
+        DataError: There is no store.
         DamagedStoreError: A file is missing, does not match its hash, or contradicts another.
         RefusedError: The store has another format version.
         ResourceError: A file may not be read, or the object store cannot be reached.
@@ -90,15 +89,10 @@ def _read_manifest(source: StoreSource) -> Manifest:
     try:
         data = source.read(MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
     except FileNotFoundError as error:
+        load_identity(source)  # Says so where there is no store at all.
         raise IncompleteStoreError(source.root) from error
     document = decode_record(data, store=source.root, name=MANIFEST_FILE)
-    version = document.get("format")
-    if version != FORMAT_VERSION:
-        shown = ascii(version)[:_MAX_VERSION_CHARACTERS]
-        raise RefusedError(
-            f"store {source.root}: has format {shown}, this tmkd reads {FORMAT_VERSION!r}; "
-            "open it with the tmkd that wrote it, or make it anew"
-        )
+    check_format(document, store=source.root)
     return validate_record(document, Manifest, store=source.root, name=MANIFEST_FILE)
 
 

@@ -5,7 +5,7 @@ Nobody pays twice by accident: the differing fields are shown before a new store
 
 from __future__ import annotations
 
-from schemas.errors import DataError
+from schemas.errors import DataError, RefusedError
 from schemas.plan import Plan, cut_rows
 from schemas.records import StoreIdentity
 from schemas.storage.location import list_locations, open_storage
@@ -63,8 +63,8 @@ def near_misses(stores_root: str, identity: StoreIdentity, plan: Plan | None = N
         source = open_storage(location)
         try:
             theirs = load_identity(source)
-        except DataError:
-            continue  # Another store's damage is no reason to stop; opening that one reports it.
+        except (DataError, RefusedError):
+            continue  # Another store's damage or format is no reason to stop; opening that one reports it.
         fields = differing_fields(theirs, identity)
         if not fields:
             return []

@@ -22,7 +22,7 @@ from schemas.digest import (
     encode_document,
     is_readable_size,
 )
-from schemas.errors import DamagedStoreError, DataError
+from schemas.errors import DamagedStoreError, DataError, RefusedError
 from schemas.recipe import Count, Frozen
 
 FORMAT_VERSION = "1.0"
@@ -40,6 +40,7 @@ LOCK_FILE = "stores.lock.json"
 _MAX_ERRORS = 1000
 # Characters of a name that is shown in an error.
 _MAX_SHOWN = 200
+_MAX_VERSION_CHARACTERS = 20
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -253,6 +254,21 @@ def decode_record(data: bytes, *, store: Path | str, name: str) -> dict[str, Any
         return decode_document(data)
     except DocumentError as error:
         raise DamagedStoreError(f"{name} {error}", store=store) from error
+
+
+def check_format(document: dict[str, Any], *, store: Path | str) -> None:
+    """Lets a record of this format version through: to this tmkd a store of another would look damaged.
+
+    Raises:
+        RefusedError: The record says another version, or none.
+    """
+    version = document.get("format")
+    if version != FORMAT_VERSION:
+        shown = ascii(version)[:_MAX_VERSION_CHARACTERS]
+        raise RefusedError(
+            f"store {store}: has format {shown}, this tmkd reads {FORMAT_VERSION!r}; open it with the tmkd "
+            "that wrote it, or make it anew"
+        )
 
 
 def validate_record(document: dict[str, Any], kind: type[Record], *, store: Path | str, name: str) -> Record:

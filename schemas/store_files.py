@@ -27,9 +27,12 @@ from schemas.records import (
     Manifest,
     ManifestShard,
     StoreIdentity,
+    check_format,
+    decode_record,
     parse_record,
     parse_record_name,
     record_name,
+    validate_record,
 )
 from schemas.storage.reading import read_files
 from schemas.storage.storage import StoredFile, StoreSource
@@ -65,19 +68,30 @@ def has_file(source: StoreSource, name: str) -> bool:
     return any(file.name == name for file in source.list_files(""))
 
 
+def is_store(source: StoreSource) -> bool:
+    """Tells whether there is a store, though perhaps one that has lost its ``STORE.json``."""
+    names = {file.name for file in source.list_files("")}
+    return not names.isdisjoint((STORE_FILE, MANIFEST_FILE)) or bool(list_commits(source))
+
+
 def load_identity(source: StoreSource) -> StoreIdentity:
     """Reads ``STORE.json``.
 
     Raises:
-        DataError: There is none, so that this is no store.
-        DamagedStoreError: It is damaged.
+        DataError: This is no store.
+        DamagedStoreError: It is damaged, or was lost.
+        RefusedError: It has another format version.
     """
     try:
         data = source.read(STORE_FILE, max_bytes=MAX_IDENTITY_BYTES)
     except FileNotFoundError as error:
+        if is_store(source):
+            raise DamagedStoreError(f"{STORE_FILE} is missing", store=source.root) from error
         message = f"{source.root}: is no store, it has no {STORE_FILE}; see `tmkd store ls`"
         raise DataError(message) from error
-    return parse_record(data, StoreIdentity, store=source.root, name=STORE_FILE)
+    document = decode_record(data, store=source.root, name=STORE_FILE)
+    check_format(document, store=source.root)
+    return validate_record(document, StoreIdentity, store=source.root, name=STORE_FILE)
 
 
 def load_plan(
@@ -115,12 +129,15 @@ def load_manifest(source: StoreSource) -> Manifest | None:
 
     Raises:
         DamagedStoreError: It is damaged.
+        RefusedError: It has another format version.
     """
     try:
         data = source.read(MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         return None
-    return parse_record(data, Manifest, store=source.root, name=MANIFEST_FILE)
+    document = decode_record(data, store=source.root, name=MANIFEST_FILE)
+    check_format(document, store=source.root)
+    return validate_record(document, Manifest, store=source.root, name=MANIFEST_FILE)
 
 
 def load_commit(source: StoreSource, shard: int, revision: int) -> CommitRecord | None:

@@ -39,6 +39,12 @@ def data_file(root: Path, shard: int = SHARD) -> Path:
     return root / DATA_DIRECTORY / read_commit(root, shard)[1].file
 
 
+def claim_format(root: Path, version: str, name: str = STORE_FILE) -> None:
+    """Lets ``STORE.json`` or the manifest say, under a digest that is right, that it has another format."""
+    document = decode_document((root / name).read_bytes())
+    (root / name).write_bytes(encode_document({**document, "format": version}))
+
+
 def lose_data(root: Path) -> None:
     data_file(root).unlink()
 

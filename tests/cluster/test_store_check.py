@@ -32,7 +32,7 @@ from schemas.records import (
     read_record,
 )
 from schemas.rows import fingerprint_rows, hash_texts
-from tests.cluster.store_damage import DAMAGE, flip_byte, read_commit
+from tests.cluster.store_damage import DAMAGE, claim_format, flip_byte, read_commit
 from tests.cluster.stores import make_rows, write_store
 from tests.object_server import object_server
 from tests.precompute.tiny import write_rows
@@ -202,7 +202,7 @@ def test_what_is_no_store_or_of_another_format_is_not_diagnosed(tmp_path: Path, 
         diagnose_store(tmp_path)
     for name in (STORE_FILE, MANIFEST_FILE):
         kept = (root / name).read_bytes()
-        (root / name).write_bytes(encode_document({**decode_document(kept), "format": "2.0"}))
+        claim_format(root, "2.0", name)
         with pytest.raises(RefusedError, match=r"has format '2\.0'"):
             diagnose_store(root)
         (root / name).write_bytes(kept)

@@ -17,7 +17,7 @@ from schemas.errors import DataError, RecipeError
 from schemas.records import MANIFEST_FILE, STORE_FILE
 from schemas.storage.storage import StoreSource
 from tests.cluster.project_stores import snapshot
-from tests.cluster.store_damage import DAMAGE, flip_byte, read_commit
+from tests.cluster.store_damage import DAMAGE, claim_format, flip_byte, read_commit
 from tests.cluster.stores import make_batches, write_store
 from tests.object_server import object_server
 
@@ -226,12 +226,30 @@ def test_a_root_of_stores_is_swept_and_a_damaged_one_named(
     assert run_command(["store", "gc", str(tmp_path / "stores"), "--json"]) == 3
     captured = capsys.readouterr()
     printed = json.loads(captured.out)
-    assert [len(store["files"]) for store in printed["stores"]] == [5, 0]
+    assert [len(store["files"]) for store in printed["stores"]] == [5, 0, 0]
     assert printed["num_bytes"] == 50
-    assert "stores/b" in captured.err
+    assert "stores/b: manifest.json is not strict JSON" in captured.err
+    assert printed["stores"][2]["problem"] == "STORE.json is missing"
     assert run_command(["store", "gc", str(tmp_path / "stores" / "c")]) == 3
     assert run_command(["store", "gc", str(tmp_path / "stores" / "a"), "--dry-run"]) == 0
     assert "0 files" in capsys.readouterr().err
+
+
+def test_a_store_of_another_format_is_left_alone_and_no_repair_is_advised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        write_store(tmp_path / name, teacher=name)
+        leave_garbage(tmp_path / name)
+    claim_format(tmp_path / "a", "2.0")
+    age_all(tmp_path)
+    before = snapshot(tmp_path / "a")
+    assert run_command(["store", "gc", str(tmp_path), "--json"]) == 4
+    captured = capsys.readouterr()
+    assert [len(store["files"]) for store in json.loads(captured.out)["stores"]] == [0, 5]
+    assert "has format '2.0'" in captured.err
+    assert "repair" not in captured.err
+    assert snapshot(tmp_path / "a") == before
 
 
 def test_a_grace_period_is_a_duration_of_an_hour_at_least(tmp_path: Path) -> None:

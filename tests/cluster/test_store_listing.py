@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from cluster.cli import run_command
 from cluster.store_listing import inspect_store, list_stores, print_stores
 from schemas.errors import DataError
 from schemas.records import (
     DATA_DIRECTORY,
     LOCK_FILE,
+    STORE_FILE,
     LockedPart,
     StoresLock,
     encode_record,
 )
+from tests.cluster.store_damage import claim_format
 from tests.cluster.stores import NUM_ROWS, write_store
 
 
@@ -41,6 +44,29 @@ def test_a_listing_tells_finished_unfinished_and_damaged_stores_apart(tmp_path: 
     assert unfinished.num_shards == 3
     assert damaged.problem is not None
     assert "does not match its own digest" in damaged.problem
+
+
+def test_a_listing_shows_stores_that_lost_their_identity_or_have_another_format(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_store(tmp_path / name, teacher=name, shards=2 if name == "b" else 3)
+    (tmp_path / "a" / STORE_FILE).unlink()
+    (tmp_path / "b" / STORE_FILE).unlink()
+    claim_format(tmp_path / "c", "2.0")
+    problems = [store.problem or "" for store in list_stores(tmp_path)]
+    assert problems[:2] == ["damaged: STORE.json is missing"] * 2
+    assert "has format '2.0'" in problems[2]
+    assert "damaged" not in problems[2]
+
+
+def test_a_listing_of_what_cannot_be_read_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_store(tmp_path / "a")
+    assert run_command(["store", "ls", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == ""
+    (tmp_path / "a" / STORE_FILE).write_text("{")
+    assert run_command(["store", "ls", str(tmp_path)]) == 0
+    assert "1 of 1 stores cannot be read: see `tmkd store verify" in capsys.readouterr().err
 
 
 def test_a_listing_names_the_runs_that_use_a_store(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.cluster.project_stores import ProjectStores, read_rows, snapshot
 from tests.cluster.store_damage import (
     DAMAGE,
     change_generation,
+    claim_format,
     commit_again,
     cut_data,
     data_file,
@@ -208,11 +209,7 @@ def test_a_trained_teacher_is_not_trained_anew(made: ProjectStores, pool: HerePo
 
 def test_a_store_of_a_newer_format_is_left_alone(made: ProjectStores, pool: HerePool, tmp_path: Path) -> None:
     root = made.copy(tmp_path)
-    document = json.loads((root / STORE_FILE).read_text())
-    from schemas.digest import DIGEST_KEY, encode_document
-
-    document.pop(DIGEST_KEY)
-    (root / STORE_FILE).write_bytes(encode_document({**document, "format": "3.1"}))
+    claim_format(root, "3.1")
     before = snapshot(root)
     with pytest.raises(RefusedError, match="has format"):
         repair_damage(root, made.recipe)

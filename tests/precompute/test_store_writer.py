@@ -16,7 +16,7 @@ import xxhash
 from precompute.encode import LABELS_KEY
 from precompute.near_miss import near_misses
 from precompute.store_writer import StoreWriter
-from schemas.digest import hash_file
+from schemas.digest import encode_document, hash_file
 from schemas.errors import DamagedStoreError, IncompleteStoreError, RefusedError, ResourceError
 from schemas.plan import make_plan
 from schemas.rows import fingerprint_columns
@@ -353,6 +353,10 @@ def test_a_near_miss_names_the_fields_that_differ(tmp_path: Path) -> None:
     assert near_misses(str(tmp_path / "absent"), ours) == []
     assert near_misses(str(tmp_path / "stores"), ours.model_copy(update={"teacher": "other"})) == []
     assert near_misses(str(tmp_path / "stores"), ours.model_copy(update={"part": "train+1"})) == []
+    newer = tmp_path / "stores" / "newer" / "STORE.json"
+    newer.parent.mkdir()
+    newer.write_bytes(encode_document({"format": "2.0"}))
+    assert near_misses(str(tmp_path / "stores"), ours) == ["max_length: 128 -> 64"]
     (tmp_path / "stores" / "damaged").mkdir()
     (tmp_path / "stores" / "damaged" / "STORE.json").write_text("{")
     assert near_misses(str(tmp_path / "stores"), ours) == ["max_length: 128 -> 64"]

@@ -103,6 +103,10 @@ def test_what_is_absent_is_said(storage: LocalStorage, tmp_path: Path) -> None:
     assert load_manifest(storage) is None
     with pytest.raises(DataError, match="is no store"):
         load_identity(LocalStorage(tmp_path))
+    (Path(storage.root) / "STORE.json").rename(tmp_path / "kept")
+    with pytest.raises(DamagedStoreError, match=r"STORE\.json is missing; run `tmkd store repair"):
+        load_identity(storage)
+    (tmp_path / "kept").rename(Path(storage.root) / "STORE.json")
     (Path(storage.root) / "plan.arrow").unlink()
     with pytest.raises(DamagedStoreError, match=r"plan\.arrow is missing"):
         load_plan(storage, "0" * 64)
