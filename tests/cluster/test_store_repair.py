@@ -13,9 +13,10 @@ import yaml
 from cluster.cli import run_command
 from cluster.recipe_file import load_recipe
 from cluster.store_check import diagnose_store
+from cluster.store_match import match_store
 from cluster.store_repair import repair_damage
 from distill.store_reader import LogitStore
-from schemas.errors import DataError, InterruptedRunError, RefusedError, TeacherError
+from schemas.errors import DamagedStoreError, DataError, InterruptedRunError, RefusedError, TeacherError
 from schemas.records import COMMIT_DIRECTORY, MANIFEST_FILE, STORE_FILE
 from schemas.storage.location import open_storage
 from tests.cluster.project_stores import ProjectStores, read_rows, snapshot
@@ -30,6 +31,7 @@ from tests.cluster.store_damage import (
     flip_byte,
     flip_identity,
     flip_record,
+    lose_data,
     lose_identity,
     lose_manifest,
     spoil_all,
@@ -195,6 +197,24 @@ def test_labels_that_were_renamed_since_are_refused(
     lose_manifest(root)
     with pytest.raises(RefusedError, match="native_labels"):
         repair_damage(root, made.recipe)
+    # Not the writer alone says so: the self-test, too, asks which teacher it is.
+    with pytest.raises(RefusedError, match="native_labels"):
+        match_store(open_storage(root), made.recipe)
+
+
+def test_a_repair_that_did_not_help_does_not_say_that_it_did(
+    made: ProjectStores,
+    pool: HerePool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = made.copy(tmp_path)
+    lose_data(root)
+    monkeypatch.setattr("cluster.store_repair.repair_store", lambda *_, **__: None)
+    with pytest.raises(DamagedStoreError, match="1 of 3 shards is damaged"):
+        repair_damage(root, made.recipe)
+    assert "repaired" not in capsys.readouterr().err
 
 
 def test_a_trained_teacher_is_not_trained_anew(made: ProjectStores, pool: HerePool, tmp_path: Path) -> None:

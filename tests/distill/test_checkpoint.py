@@ -300,6 +300,22 @@ def test_files_are_synced_before_they_are_visible(
     assert "checkpoints" in events[renamed:listed]
 
 
+def test_a_death_while_all_is_deleted_leaves_nothing_that_looks_damaged(
+    directory: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(directory, 1)
+
+    def die(path: Path, **_: object) -> None:
+        next(path.glob("step-*/*")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("distill.checkpoint.shutil.rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            directory.delete()
+    assert directory.find(ORIGIN) is None
+
+
 def test_deleting_takes_everything(directory: CheckpointDirectory) -> None:
     save(directory, 5)
     directory.delete()

@@ -245,7 +245,7 @@ def test_an_endpoint_that_refuses_connections_is_given_up_soon(
     begin_s = time.monotonic()
     with pytest.raises(ResourceError, match="check the endpoint") as caught:
         create_storage(server.url())
-    assert time.monotonic() - begin_s < 5
+    assert time.monotonic() - begin_s < 15  # With a client to be made, on a slow machine.
     assert "topsecret" not in caught.value.message
 
 
@@ -262,7 +262,7 @@ def test_an_endpoint_that_never_answers_is_given_up_in_bounded_time(
         begin_s = time.monotonic()
         with pytest.raises(ResourceError, match="does not answer as it should"):
             create_storage(server.url())
-        assert time.monotonic() - begin_s < 4
+        assert time.monotonic() - begin_s < 7.5  # Without the limit of one second: 8 s.
 
 
 def test_no_credential_is_shown(
