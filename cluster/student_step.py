@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from cluster.arms import (
@@ -18,8 +19,9 @@ from cluster.deepspeed_launch import launch_stage
 from cluster.run_context import Run
 from cluster.scoring import FinishedStudent
 from cluster.student_task import StudentTask, write_task
-from cluster.students import Launch, run_job
+from cluster.students import Launch, is_complete, run_job
 from distill.stage_directory import StageDirectory, publish_directory
+from distill.store_reader import LogitStore
 from schemas.job import StageJob, StageStatus
 
 
@@ -28,18 +30,39 @@ def train_students(run: Run, inputs: Inputs) -> tuple[FinishedStudent, ...]:
 
     Raises:
         RefusedError: A student's directory holds another job's result.
+        DataError: A store that some stage reads is damaged; nothing was trained yet.
         TrainingError: The trainer failed.
         InterruptedRunError: The run was asked to stop.
     """
     finished = []
-    for student in student_runs(run.recipe):
-        jobs = stage_jobs(run.recipe, student, inputs, run.directory.students)
+    jobs_of = {
+        student: stage_jobs(run.recipe, student, inputs, run.directory.students)
+        for student in student_runs(run.recipe)
+    }
+    check_stores(job for jobs in jobs_of.values() for job in jobs)
+    for student, jobs in jobs_of.items():
         for job in jobs:
             run.stop.raise_if_set()
             if run_job(job, make_launch(run)):
                 say(f"  {job.name}: done{_describe_memory(job)}")
         finished.append(_finish(student, jobs[-1]))
     return tuple(finished)
+
+
+def check_stores(jobs: Iterable[StageJob]) -> None:
+    """Opens every store that a job still to be run reads: what stage 2 lacks shows before stage 1.
+
+    Raises:
+        DataError: A store is damaged, unfinished or gone.
+    """
+    roots: dict[str, None] = {}
+    for job in jobs:
+        if not is_complete(job):
+            roots |= dict.fromkeys(
+                root for target in job.soft_targets for row in target.stores for root in row
+            )
+    for root in roots:
+        LogitStore.open(root)
 
 
 def make_launch(run: Run) -> Launch:

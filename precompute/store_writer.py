@@ -249,15 +249,22 @@ class StoreWriter:
                 return manifest
 
     def is_complete(self) -> bool:
-        """Tells whether the manifest is there and belongs to this store.
+        """Tells whether the manifest is there and belongs to this store; data files are looked at by size.
 
         Raises:
-            DamagedStoreError: The manifest is damaged or belongs to another store.
+            DamagedStoreError: The manifest is damaged or belongs to another store, or the data file of a
+                shard that it lists is gone or has another size.
         """
         manifest = load_manifest(self.storage)
         if manifest is None:
             return False
         check_owner(self.storage, MANIFEST_FILE, manifest, self.identity)
+        # One listing, no record: the manifest names no files, their names begin with the shard.
+        sizes = {(name.partition("-")[0], file.num_bytes) for name, file in list_data(self.storage).items()}
+        for entry in manifest.shards:
+            if (shard_stem(entry.shard), entry.num_bytes) not in sizes:
+                message = f"the data file of {entry.record} is gone, or has not {entry.num_bytes} bytes"
+                raise DamagedStoreError(message, store=self.root, shard=entry.shard)
         return len(manifest.shards) == self.plan.num_shards
 
     def _make_manifest(self) -> Manifest:

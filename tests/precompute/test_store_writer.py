@@ -369,3 +369,14 @@ def test_a_changed_corpus_is_a_near_miss(store: StoreWriter) -> None:
     plan = make_plan(make_rows(NUM_ROWS, seed=1), 8)
     [field] = near_misses(str(Path(store.root).parent), make_identity(plan))
     assert field == f"plan_hash: {store.identity.plan_hash[:16]} -> {plan.plan_hash[:16]}"
+
+
+@pytest.mark.parametrize("how", ["gone", "cut"])
+def test_a_finished_store_that_lost_data_is_not_taken_for_complete(store: StoreWriter, how: str) -> None:
+    write_all(store)
+    store.finish()
+    assert store.is_complete()
+    path = Path(store.root) / "data" / store.commit_records()[1].record.file
+    path.unlink() if how == "gone" else os.truncate(path, 100)
+    with pytest.raises(DamagedStoreError, match=r"s000001\.r0\.json is gone, or has not .*store repair"):
+        store.is_complete()
