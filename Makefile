@@ -31,6 +31,7 @@ benchmarks: $(STAMP)
 	$(BIN)/python -m benchmarks.precompute
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.reader
+	$(BIN)/python -m benchmarks.integrity
 
 # Runs for the better part of an hour and writes docs/reliability.md.
 reliability: $(STAMP)
