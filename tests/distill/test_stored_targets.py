@@ -1,0 +1,91 @@
+"""Stored targets: padding, joining, checks and exact temperatures."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from distill.stored_targets import StoredTargets, SupportKind, join_targets, pad_ragged
+from schemas.errors import DataError
+from tests.distill.dense_reference import random_logits, store, top_supports
+
+V = 40
+
+
+def test_a_flat_column_is_laid_out_with_padding():
+    padded_NK = pad_ragged(torch.tensor([5, 6, 7]), torch.tensor([1, 0, 2]), fill=-1)
+    assert padded_NK.tolist() == [[5, -1], [-1, -1], [6, 7]]
+    assert pad_ragged(torch.zeros(0), torch.tensor([0, 0])).shape == (2, 0)
+    assert pad_ragged(torch.zeros(0), torch.zeros(0, dtype=torch.int64)).shape == (0, 0)
+    with pytest.raises(DataError, match="add up to 2, but there are 3"):
+        pad_ragged(torch.zeros(3), torch.tensor([1, 1]))
+
+
+def test_parts_of_different_widths_are_joined_and_cut_apart_again():
+    teacher_NV = random_logits(1, 4, V)
+    parts = [
+        store(teacher_NV[:1], top_supports(teacher_NV[:1], (2,)), [1]),
+        store(teacher_NV[1:], top_supports(teacher_NV[1:], (5, 0, 3)), [2, 3, 4]),
+    ]
+    joined = join_targets(parts)
+    joined.check()
+    assert joined.ids_NK.shape == (4, 5)
+    assert joined.mask_NK.sum(dim=1).tolist() == [2, 5, 0, 3]
+    assert joined.ids_NK[0, :2].tolist() == parts[0].ids_NK[0].tolist()
+    again = joined.select(torch.tensor([1, 2, 3]))
+    assert torch.equal(again.ids_NK[again.mask_NK], parts[1].ids_NK[parts[1].mask_NK])
+    assert torch.equal(again.lse_N, joined.narrow(1, 4).lse_N)
+    with pytest.raises(ValueError, match="cannot be joined"):
+        join_targets([parts[0], dataclasses.replace(parts[1], vocab_size=V + 1)])
+    with pytest.raises(ValueError, match="no targets"):
+        join_targets([])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_distributions_at_a_temperature_of_the_grid_are_exact(temperature: float):
+    teacher_NV = random_logits(2, 5, V)
+    supports = top_supports(teacher_NV, (3, 1, V, 0, 20))
+    targets = store(teacher_NV, supports, [0] * 5)
+    log_probs_NK, log_tail_N = targets.tempered(temperature)
+    exact_NV = (teacher_NV / temperature).log_softmax(dim=-1)
+    for n, support in enumerate(supports):
+        torch.testing.assert_close(log_probs_NK[n, : len(support)], exact_NV[n, support])
+        outside = [v for v in range(V) if v not in support]
+        tail = exact_NV[n, outside].logsumexp(dim=0) if outside else torch.tensor(-torch.inf).double()
+        torch.testing.assert_close(log_tail_N[n], tail)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_a_tail_that_rounding_would_drown_stays_within_its_bounds(temperature: float):
+    # 1 - sum at T is about 1e-10, far below the rounding of half-precision log-probabilities.
+    teacher_NV = torch.cat([torch.tensor([60.0, 59.0]), torch.linspace(9, 10, V - 2)]).double()[None]
+    targets = store(teacher_NV, [[0, 1]], [0])
+    rounded = dataclasses.replace(targets, log_probs_NK=targets.log_probs_NK.half())
+    exact = (teacher_NV / temperature).log_softmax(dim=-1)[0, 2:].logsumexp(dim=0).item()
+    _, log_tail_N = rounded.tempered(temperature)
+    # The bounds are log(V - K) (1 - 1/T) apart, and the tail is nearly uniform: near the upper one.
+    assert abs(log_tail_N.item() - exact) <= abs(1 - 1 / temperature) * torch.tensor(V - 2.0).log().item()
+    drowned = (-(torch.expm1(rounded.log_probs_NK.double().logsumexp(dim=-1)))).abs().log().item()
+    assert drowned - exact > 5
+
+
+def test_ids_shapes_and_weights_are_checked():
+    targets = store(random_logits(1, 2, V), [[0, 1], [5]], [0, 1])
+    targets.check()
+    ids_NK = targets.ids_NK.clone()
+    ids_NK[1, 0] = V
+    with pytest.raises(DataError, match=f"kept id {V} or 0 is out of range; the vocabulary has {V}"):
+        dataclasses.replace(targets, ids_NK=ids_NK).check()
+    with pytest.raises(DataError, match=r"lse_N has shape \(1,\), expected \(2,\)"):
+        dataclasses.replace(targets, lse_N=targets.lse_N[:1]).check()
+    with pytest.raises(DataError, match="weights do not go together"):
+        dataclasses.replace(targets, kind=SupportKind.UNBIASED).check()
+
+
+def test_targets_without_a_teacher_have_only_tokens():
+    tokens = StoredTargets.of_tokens(torch.tensor([1, 2]), V)
+    tokens.check()
+    assert tokens.ids_NK.shape == (2, 0)
+    assert tokens.position_weights_N.tolist() == [1.0, 1.0]
