@@ -370,3 +370,14 @@ def test_inputs_that_do_not_fit_are_refused():
         fused_losses(case.hidden_ND, case.weight_VD, None, wild, spec)
     with pytest.raises(RecipeError, match="biased"):
         case.run(LossSpec((LossTerm("unbiased_kl"),)))
+
+
+def test_half_precision_gradients_that_only_loss_scaling_lifts_are_not_lost():
+    # Position weights of 1e-6 make gradients of about 1e-8; float16 ends at 6e-8.
+    case = _case(dtype=torch.float16)
+    spec, scale = LossSpec((LossTerm("ghost_kl"),)), 2.0**20
+    small = dataclasses.replace(case.targets, position_weights_N=torch.tensor(WEIGHTS) * 2.0**-20)
+    losses = fused_losses(*case.inputs, small, spec)
+    expected = case.gradients(case.run(spec).total)
+    for mine, theirs in zip(case.gradients(losses.total * scale), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
