@@ -309,13 +309,15 @@ def test_autocast_makes_the_products_in_its_dtype_and_gradients_in_the_parameter
     assert {gradient.dtype for gradient in case.gradients(losses.total)} == {torch.float32}
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Remembers the number of elements of the largest result of any operation."""
+class _Operations(TorchDispatchMode):
+    """Remembers the elements of the largest result of any operation, and counts matrix products."""
 
     largest = 0
+    num_products = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
+        self.num_products += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_)
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor):
                 self.largest = max(self.largest, tensor.numel())
@@ -329,10 +331,23 @@ def test_no_tensor_of_all_positions_and_the_vocabulary_exists(terms: tuple[LossT
     targets = store(teacher_NV, top_supports(teacher_NV, [5] * num), [0] * num, dtype=torch.float32)
     hidden_ND = random_logits(2, num, 4).float().requires_grad_()
     weight_VD = random_logits(3, vocab_size, 4).float().requires_grad_()
-    with _LargestTensor() as seen:
+    with _Operations() as seen:
         form = HeadForm(soft_cap=3.0, chunk_positions=8)
         fused_losses(hidden_ND, weight_VD, None, targets, LossSpec(terms), form).total.backward()
     assert 8 * vocab_size <= seen.largest < 2 * 8 * vocab_size
+
+
+def test_gradients_cost_products_only_where_they_are_wanted():
+    case, spec = _case(), _spec("ghost_kl")
+    form = HeadForm(chunk_positions=N)
+    with _Operations() as seen:
+        losses = case.run(spec, form)
+        assert seen.num_products == 3
+        losses.total.backward()
+        assert seen.num_products == 3
+    with _Operations() as seen, torch.no_grad():
+        case.run(spec, form)
+    assert seen.num_products == 1
 
 
 def test_targets_shifted_by_one_position_are_seen():
