@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import DataError, TemperatureError
+from schemas.kept_entries import KeptEntries, PositionStats
 
 _Change: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -46,6 +47,26 @@ class SupportKind(StrEnum):
     EXACT = "exact"
     UNBIASED = "unbiased"
 
+    @classmethod
+    def of(cls, policy: str) -> SupportKind:
+        """Returns what the policy of this ``kind`` keeps."""
+        return {"dense": cls.COMPLETE, "sampled": cls.UNBIASED, "hybrid": cls.UNBIASED}.get(policy, cls.EXACT)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOrigin:
+    """What a store says of all its positions.
+
+    Attributes:
+        policy: The ``kind`` of its keep policy.
+        vocab_size: V, the true vocabulary.
+        temperatures: Its grid.
+    """
+
+    policy: str
+    vocab_size: int
+    temperatures: tuple[float, ...] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class StoredTargets:
@@ -55,12 +76,16 @@ class StoredTargets:
         kind: What the entries are to the whole distribution.
         vocab_size: V, the true vocabulary.
         ids_NK: int32 or int64 token ids in ``[0, V)``, distinct within a position; any id at padding.
-        log_probs_NK: Log-softmax at T = 1 over the true vocabulary, not renormalised; anything at padding.
+        log_probs_NK: Log-softmax at T = 1 over the true vocabulary, not renormalised; anything at padding
+            and at inexact entries.
         counts_N: int64, kept entries of each position; entries from there on are padding.
+        num_exact_N: int64, how many of them, the first, have their own log-probability; the others are
+            the sampled tail of ``hybrid``, which only sums linear in p may use. None: all.
         weights_NK: Probability mass that each entry stands for: for ``sampled`` its importance
             weight (1/N times the sum over its draws of p over the proposal), for ``hybrid`` p of
             the head's entries and tau of the tail's; None: p itself.
-        log_tail_N: Log of the mass that is not in ``ids_NK``; -inf where nothing is missing.
+        log_tail_N: Log of the mass outside the exact entries; -inf where nothing is missing.
+        entropy_N: The teacher's entropy at T = 1; needed where entries are inexact, else it may be None.
         lse_N: Log-sum-exp of the teacher's logits at T = 1.
         lse_grid_NG: Log-sum-exp of logits / T for each temperature of the grid, or None.
         temperatures: The grid.
@@ -73,13 +98,55 @@ class StoredTargets:
     ids_NK: Tensor
     log_probs_NK: Tensor
     counts_N: Tensor
+    num_exact_N: Tensor | None
     weights_NK: Tensor | None
     log_tail_N: Tensor
+    entropy_N: Tensor | None
     lse_N: Tensor
     lse_grid_NG: Tensor | None
     temperatures: tuple[float, ...]
     target_ids_N: Tensor
     position_weights_N: Tensor
+
+    @classmethod
+    def of_entries(
+        cls,
+        entries: KeptEntries,
+        stats: PositionStats,
+        origin: TargetOrigin,
+        target_ids_N: Tensor,
+        position_weights_N: Tensor | None = None,
+    ) -> StoredTargets:
+        """Pads what a codec has decoded; all numbers are copied, so that mapped memory may go.
+
+        Args:
+            entries: Kept entries of N positions, of any number of rows.
+            stats: Their other numbers.
+            origin: What the store says of itself.
+            target_ids_N: int64, the token that each position has to predict.
+            position_weights_N: None: 1 each.
+        """
+        wide = entries.widen()
+        span = slice(int(wide.offsets[0]), int(wide.offsets[-1]))
+        counts_N, weights_S = torch.tensor(wide.counts), wide.weights
+        return cls(
+            kind=SupportKind.of(origin.policy),
+            vocab_size=origin.vocab_size,
+            ids_NK=pad_ragged(torch.tensor(wide.ids[span]), counts_N),
+            log_probs_NK=pad_ragged(torch.tensor(wide.log_probs[span]), counts_N),
+            counts_N=counts_N,
+            num_exact_N=None if wide.num_head is None else torch.tensor(wide.num_head).long(),
+            weights_NK=None if weights_S is None else pad_ragged(torch.tensor(weights_S[span]), counts_N),
+            log_tail_N=torch.tensor(stats.log_tail),
+            entropy_N=torch.tensor(stats.entropy),
+            lse_N=torch.tensor(stats.lse),
+            lse_grid_NG=torch.tensor(stats.lse_grid) if origin.temperatures else None,
+            temperatures=origin.temperatures,
+            target_ids_N=target_ids_N,
+            position_weights_N=torch.ones(len(counts_N))
+            if position_weights_N is None
+            else position_weights_N,
+        )
 
     @classmethod
     def of_tokens(
@@ -94,8 +161,10 @@ class StoredTargets:
             ids_NK=torch.zeros(num, 0, dtype=torch.int64, device=device),
             log_probs_NK=torch.zeros(num, 0, device=device),
             counts_N=torch.zeros(num, dtype=torch.int64, device=device),
+            num_exact_N=None,
             weights_NK=None,
             log_tail_N=zeros_N,
+            entropy_N=None,
             lse_N=zeros_N,
             lse_grid_NG=None,
             temperatures=(),
@@ -111,8 +180,12 @@ class StoredTargets:
     @property
     def mask_NK(self) -> Tensor:
         """True for entries, False for padding."""
-        slots_K = torch.arange(self.ids_NK.shape[1], device=self.ids_NK.device)
-        return slots_K[None, :] < self.counts_N[:, None]
+        return self._first(self.counts_N)
+
+    @property
+    def exact_NK(self) -> Tensor:
+        """True for entries with their own log-probability."""
+        return self._first(self.counts_N if self.num_exact_N is None else self.num_exact_N)
 
     def narrow(self, start: int, stop: int) -> StoredTargets:
         """Returns positions ``[start, stop)`` as views."""
@@ -144,6 +217,8 @@ class StoredTargets:
                 raise DataError(f"stored targets: {name} has shape {shape}, expected {wanted[name]}")
         if (self.kind is SupportKind.UNBIASED) != (self.weights_NK is not None):
             raise DataError(f"stored targets: kind {self.kind} and weights do not go together")
+        if self.num_exact_N is not None and (self.weights_NK is None or self.entropy_N is None):
+            raise DataError("stored targets: inexact entries need weights and the teacher's entropy")
         for name, ids in (("kept", self.ids_NK[self.mask_NK]), ("target", self.target_ids_N)):
             if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
                 raise DataError(
@@ -208,6 +283,10 @@ class StoredTargets:
         tail_N = torch.minimum(tail_N.maximum(start_N.minimum(end_N)), start_N.maximum(end_N)).clamp(max=0)
         return at_t_NK.to(log_probs_NK.dtype), tail_N.to(log_tail_N.dtype)
 
+    def _first(self, counts_N: Tensor) -> Tensor:
+        slots_K = torch.arange(self.ids_NK.shape[1], device=self.ids_NK.device)
+        return slots_K[None, :] < counts_N[:, None]
+
     def _grid_column(self, temperature: float) -> int | None:
         close = (math.isclose(temperature, entry, rel_tol=1e-9) for entry in self.temperatures)
         return next((column for column, is_it in enumerate(close) if is_it), None)
@@ -238,6 +317,8 @@ def pad_ragged(values_S: Tensor, counts_N: Tensor, fill: float = 0) -> Tensor:
             f"stored targets: the counts add up to {total}, but there are {values_S.shape[0]} entries"
         )
     width = int(counts_N.max()) if num else 0
+    if total == num * width:
+        return values_S.reshape(num, width)
     padded_NK = torch.full((num, width), fill, dtype=values_S.dtype, device=values_S.device)
     mask_NK = torch.arange(width, device=counts_N.device)[None, :] < counts_N[:, None]
     padded_NK[mask_NK] = values_S

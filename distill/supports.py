@@ -37,7 +37,7 @@ class Supports:
         ids_NU: int64 in ``[0, V)``, ascending; duplicates are kept but invalid.
         valid_NU: False for duplicates, so that valid ids are distinct.
         slots_NK: Per teacher: where its entries are in ``ids_NU`` (valid ones; anything at padding).
-        inside_NU: Per teacher: True where a valid id of the union is in its support.
+        inside_NU: Per teacher: True where an id of the union is one of its exact entries.
         target_slots_N: Where the target is.
     """
 
@@ -59,7 +59,7 @@ class Supports:
         valid_NU[:, 1:] = ids_NU[:, 1:] != ids_NU[:, :-1]
         slots = tuple(torch.searchsorted(ids_NU, column_NK) for column_NK in columns)
         inside = tuple(
-            torch.zeros_like(ids_NU, dtype=torch.int32).scatter_add_(1, slots_NK, each.mask_NK.int()) > 0
+            torch.zeros_like(ids_NU, dtype=torch.int32).scatter_add_(1, slots_NK, each.exact_NK.int()) > 0
             for each, slots_NK in zip(targets, slots, strict=True)
         )
         goal_N = torch.searchsorted(ids_NU, goal_N1)[:, 0]
@@ -84,18 +84,11 @@ class Supports:
         inside_NU = torch.nn.functional.pad(self.inside_NU[teacher], (0, 1))
         tail_N = shifted_NU.masked_fill(inside_NU, EMPTY).logsumexp(dim=-1)
         student_NU = shifted_NU - total_N1
-        teacher_NK, teacher_tail_N = stored.tempered(temperature)
-        mask_NK = stored.mask_NK
-        teacher_NK = teacher_NK.masked_fill(~mask_NK, 0.0).clamp(min=LOG_FLOOR)
-        mass_NK = teacher_NK.exp() if stored.weights_NK is None else stored.weights_NK.to(teacher_NK.dtype)
         return Comparison(
-            mask_NK=mask_NK,
-            teacher_NK=teacher_NK,
-            teacher_tail_N=teacher_tail_N.clamp(min=LOG_FLOOR),
-            mass_NK=mass_NK.masked_fill(~mask_NK, 0.0),
             student_NK=student_NU.gather(1, slots_NK),
             student_tail_N=tail_N - total_N1[:, 0],
             student_target_N=student_NU.gather(1, self.target_slots_N[:, None])[:, 0],
+            **_teacher_side(stored, temperature),
         )
 
     def losses(self, logits_NU: Tensor, rest_N: dict[float, Tensor], spec: LossSpec) -> Tensor:
@@ -120,3 +113,22 @@ class Supports:
                 loss_N = loss_N + weight * temperature**2 * each_N
             rows.append(loss_N)
         return torch.stack(rows)
+
+
+def _teacher_side(stored: StoredTargets, temperature: float) -> dict[str, Tensor]:
+    """Returns the fields of a ``Comparison`` that the student has no part in."""
+    log_probs_NK, log_tail_N = stored.tempered(temperature)
+    exact_NK = stored.exact_NK
+    teacher_NK = log_probs_NK.masked_fill(~exact_NK, 0.0).clamp(min=LOG_FLOOR)
+    probs_NK = teacher_NK.exp()
+    mass_NK = probs_NK if stored.weights_NK is None else stored.weights_NK.to(teacher_NK.dtype)
+    inexact_N = torch.zeros_like(log_tail_N)
+    if stored.num_exact_N is not None and stored.entropy_N is not None:
+        inexact_N = -stored.entropy_N - (probs_NK * teacher_NK).sum(dim=-1)
+    return {
+        "mask_NK": exact_NK,
+        "teacher_NK": teacher_NK,
+        "teacher_tail_N": log_tail_N.clamp(min=LOG_FLOOR),
+        "mass_NK": mass_NK.masked_fill(~stored.mask_NK, 0.0),
+        "inexact_N": inexact_N,
+    }

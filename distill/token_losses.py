@@ -40,10 +40,13 @@ class Comparison:
     """A student beside one teacher at one temperature.
 
     Attributes:
-        mask_NK: True for kept entries, False for padding.
+        mask_NK: True for kept entries that have their own log p (S), False for others and padding.
         teacher_NK: log p of the entries, at least ``LOG_FLOOR``.
         teacher_tail_N: log ptail, at least ``LOG_FLOOR``.
-        mass_NK: Mass that an entry stands for: p, or its weight in an unbiased store; 0 at padding.
+        mass_NK: Mass that an entry stands for, one that is not in S too: p, or its weight in an unbiased
+            store; 0 at padding.
+        inexact_N: ``sum p log p`` over the tokens outside S, where entries without their own log p stand
+            for them; 0 where there are none.
         student_NK: log q of the entries; finite at padding.
         student_tail_N: log qtail.
         student_target_N: log q of the token that the position has to predict.
@@ -53,6 +56,7 @@ class Comparison:
     teacher_NK: Tensor
     teacher_tail_N: Tensor
     mass_NK: Tensor
+    inexact_N: Tensor
     student_NK: Tensor
     student_tail_N: Tensor
     student_target_N: Tensor
@@ -160,15 +164,17 @@ def ghost_divergence(pair: Comparison, _beta: float = 0.5) -> Tensor:
 
 
 def unbiased_divergence(pair: Comparison, _beta: float = 0.5) -> Tensor:
-    """``sum_S w (log p - log q)``; its expectation over the draws is the whole KL, no constant missing.
+    """``sum w (log p - log q)``; its expectation over the draws is the whole KL, no constant missing.
 
     Linear in p, so that replacing p by an unbiased estimate w leaves value and gradient unbiased: the
     expected gradient is q - p. A single draw's value can be negative. log p stays in it although it
-    moves no gradient: near q = p it takes most of the variance out of the value.
+    moves no gradient: near q = p it takes most of the variance out of the value. The sampled tail of a
+    hybrid store has no log p; its part of ``sum p log p`` follows from the stored entropy, exactly.
 
     Source: Anshumann et al., ACL 2025, arXiv:2503.16870 (sampled); Horvitz and Thompson 1952 (hybrid).
     """
-    return _sum_entries(pair.mass_NK * (pair.teacher_NK - pair.student_NK), pair.mask_NK)
+    known_NK = pair.teacher_NK.masked_fill(~pair.mask_NK, 0.0)
+    return (pair.mass_NK * (known_NK - pair.student_NK)).sum(dim=-1) + pair.inexact_N
 
 
 def reverse_divergence(pair: Comparison, _beta: float = 0.5) -> Tensor:
@@ -192,12 +198,14 @@ def jensen_shannon(pair: Comparison, beta: float = 0.5) -> Tensor:
 def centred_logit_error(pair: Comparison, _beta: float = 0.5) -> Tensor:
     """Mean over S of the squared difference of logits, each side less its mean over S; 0 for empty S.
 
-    Log-probabilities do as logits: they differ by a constant, which centring removes.
+    Log-probabilities do as logits: they differ by a constant, which centring removes. Tokens that the
+    teacher never says (logit -inf) take no part.
     """
-    count_N = pair.mask_NK.sum(dim=-1).clamp(min=1)
-    gap_NK = (pair.student_NK - pair.teacher_NK).masked_fill(~pair.mask_NK, 0.0)
+    mask_NK = pair.mask_NK & (pair.teacher_NK > LOG_FLOOR)
+    count_N = mask_NK.sum(dim=-1).clamp(min=1)
+    gap_NK = (pair.student_NK - pair.teacher_NK).masked_fill(~mask_NK, 0.0)
     centred_NK = gap_NK - (gap_NK.sum(dim=-1) / count_N)[:, None]
-    return _sum_entries(centred_NK.square(), pair.mask_NK) / count_N
+    return _sum_entries(centred_NK.square(), mask_NK) / count_N
 
 
 TOKEN_LOSSES: Mapping[str, TokenLoss] = MappingProxyType(

@@ -34,10 +34,14 @@ def store(
     *,
     kind: SupportKind = SupportKind.EXACT,
     weights: list[list[float]] | None = None,
+    num_exact: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float64,
     position_weights: Sequence[float] | None = None,
 ) -> StoredTargets:
-    """What a store would say of ``teacher_NV``, with garbage (NaN, a wild id) at padding."""
+    """What a store would say of ``teacher_NV``, with garbage (NaN, a wild id) at padding.
+
+    ``num_exact``: of a hybrid store, how many entries of each position, the first, are its head.
+    """
     num, vocab_size = teacher_NV.shape
     width = max((len(support) for support in supports), default=0)
     log_p_NV = teacher_NV.log_softmax(dim=-1)
@@ -47,10 +51,11 @@ def store(
     log_tail = torch.full((num,), -torch.inf, dtype=dtype)
     for n, support in enumerate(supports):
         ids[n, : len(support)] = torch.tensor(support, dtype=torch.int32)
-        log_probs[n, : len(support)] = log_p_NV[n, support].to(dtype)
+        exact = support if num_exact is None else support[: num_exact[n]]
+        log_probs[n, : len(exact)] = log_p_NV[n, exact].to(dtype)
         if weights is not None:
             mass[n, : len(support)] = torch.tensor(weights[n], dtype=dtype)
-        outside = [v for v in range(vocab_size) if v not in support]
+        outside = [v for v in range(vocab_size) if v not in exact]
         if outside:
             log_tail[n] = log_p_NV[n, outside].logsumexp(dim=0).to(dtype)
     return StoredTargets(
@@ -59,8 +64,10 @@ def store(
         ids_NK=ids,
         log_probs_NK=log_probs,
         counts_N=torch.tensor([len(support) for support in supports]),
+        num_exact_N=None if num_exact is None else torch.tensor(num_exact),
         weights_NK=mass if weights is not None else None,
         log_tail_N=log_tail,
+        entropy_N=-(log_p_NV.exp() * log_p_NV).sum(dim=-1).to(dtype),
         lse_N=teacher_NV.logsumexp(dim=-1).to(dtype),
         lse_grid_NG=torch.stack([(teacher_NV / t).logsumexp(dim=-1) for t in GRID], dim=-1).to(dtype),
         temperatures=GRID,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
-from distill.stored_targets import StoredTargets, SupportKind, join_targets, pad_ragged
+from distill.stored_targets import StoredTargets, SupportKind, TargetOrigin, join_targets, pad_ragged
 from schemas.errors import DataError
+from schemas.kept_entries import Draws, KeptEntries, PositionStats
 from tests.distill.dense_reference import random_logits, store, top_supports
 
 V = 40
@@ -71,6 +73,56 @@ def test_a_tail_that_rounding_would_drown_stays_within_its_bounds(temperature: f
     assert drowned - exact > 5
 
 
+def _entries(**columns: object) -> KeptEntries:
+    offsets, ids = np.array([0, 2, 2, 5]), np.array([4, 9, 1, 7, 3], np.uint16)
+    return KeptEntries(offsets, ids, np.array([-1, -2, -0.5, -3, -2], np.float16), **columns)
+
+
+def _stats(num: int = 3) -> PositionStats:
+    rows = np.arange(num, dtype=np.float32)
+    return PositionStats(-rows, rows + 1, rows + 2, -rows - 3, np.stack([rows, rows + 5], axis=1))
+
+
+def test_decoded_entries_become_padded_targets_and_are_copied():
+    entries, stats = _entries(), _stats()
+    for column in (entries.ids, entries.log_probs, stats.lse):
+        column.flags.writeable = False
+    targets = StoredTargets.of_entries(
+        entries, stats, TargetOrigin("top_p", V, (0.5, 2.0)), torch.tensor([1, 2, 3])
+    )
+    targets.check()
+    assert (targets.kind, targets.weights_NK, targets.num_exact_N) == (SupportKind.EXACT, None, None)
+    assert targets.ids_NK.tolist() == [[4, 9, 0], [0, 0, 0], [1, 7, 3]]
+    assert targets.log_probs_NK.tolist() == [[-1, -2, 0], [0, 0, 0], [-0.5, -3, -2]]
+    assert targets.lse_grid_NG is not None
+    assert targets.lse_grid_NG.tolist() == [[0, 5], [1, 6], [2, 7]]
+    assert (targets.lse_N.tolist(), targets.entropy_N.tolist()) == ([1, 2, 3], [2, 3, 4])
+    targets.lse_N.add_(1)
+    assert stats.lse.tolist() == [1, 2, 3]
+
+
+def test_a_part_of_decoded_entries_is_taken_where_its_offsets_say():
+    entries = dataclasses.replace(_entries(), offsets=np.array([2, 2, 5]))
+    targets = StoredTargets.of_entries(entries, _stats(2), TargetOrigin("top_k", V), torch.tensor([1, 2]))
+    assert targets.ids_NK.tolist() == [[0, 0, 0], [1, 7, 3]]
+    assert (targets.lse_grid_NG, targets.temperatures) == (None, ())
+
+
+def test_weights_of_sampled_and_hybrid_entries_are_the_masses_they_stand_for():
+    counts = np.array([3, 1, 2, 1, 1], np.uint16)
+    sampled = _entries(draws=Draws(counts, np.zeros(3, np.float32), num_samples=4, tau=1.0))
+    origin, tokens_N = TargetOrigin("sampled", V), torch.tensor([1, 2, 3])
+    targets = StoredTargets.of_entries(sampled, _stats(), origin, tokens_N)
+    assert targets.weights_NK is not None
+    assert targets.weights_NK.tolist() == [[0.75, 0.25, 0], [0, 0, 0], [0.5, 0.25, 0.25]]
+    hybrid = _entries(num_head=np.array([2, 0, 1], np.uint8), tau=np.exp(np.array([0, 0, -2], np.float32)))
+    targets = StoredTargets.of_entries(hybrid, _stats(), TargetOrigin("hybrid", V), tokens_N)
+    targets.check()
+    assert targets.exact_NK.tolist() == [[True, True, False], [False] * 3, [True, False, False]]
+    assert targets.weights_NK is not None
+    torch.testing.assert_close(targets.weights_NK[2], torch.tensor([-0.5, -3.0, -2.0]).exp())
+
+
 def test_ids_shapes_and_weights_are_checked():
     targets = store(random_logits(1, 2, V), [[0, 1], [5]], [0, 1])
     targets.check()
@@ -82,6 +134,8 @@ def test_ids_shapes_and_weights_are_checked():
         dataclasses.replace(targets, lse_N=targets.lse_N[:1]).check()
     with pytest.raises(DataError, match="weights do not go together"):
         dataclasses.replace(targets, kind=SupportKind.UNBIASED).check()
+    with pytest.raises(DataError, match="inexact entries need weights and the teacher's entropy"):
+        dataclasses.replace(targets, num_exact_N=torch.tensor([1, 1])).check()
 
 
 def test_targets_without_a_teacher_have_only_tokens():

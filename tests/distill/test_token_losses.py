@@ -192,13 +192,15 @@ def _draws(kind: str, teacher_V: Tensor, num: int) -> tuple[list[list[int]], lis
     supports: list[list[int]] = []
     weights: list[list[float]] = []
     if kind == "hybrid":
-        # The 2 best exactly; of the rest, each with probability p / tau, then it stands for tau.
-        head = set(p_V.topk(2).indices.tolist())
-        tau = 0.08
+        # The 4 best exactly; of the rest, each with probability p / tau, then it stands for tau.
+        head = set(p_V.topk(4).indices.tolist())
+        tau = 0.12
+        assert p_V.sort(descending=True).values[4] < tau
         for uniform_V in torch.rand(num, len(p_V), generator=generator, dtype=torch.float64):
-            kept = [v for v in range(len(p_V)) if v in head or float(uniform_V[v]) < float(p_V[v]) / tau]
-            supports.append(kept)
-            weights.append([float(p_V[v]) if v in head else max(tau, float(p_V[v])) for v in kept])
+            drawn = [v for v in range(len(p_V)) if float(uniform_V[v]) < float(p_V[v]) / tau]
+            tail = [v for v in drawn if v not in head]
+            supports.append([*sorted(head), *tail])
+            weights.append([*(float(p_V[v]) for v in sorted(head)), *(tau for _ in tail)])
         return supports, weights
     power = 1.0 if kind == "sampled" else 0.7
     proposal_V = (p_V**power) / (p_V**power).sum()
@@ -216,8 +218,14 @@ def test_the_mean_over_draws_of_the_unbiased_loss_is_the_whole_divergence(kind: 
     teacher_NV, student_NV = random_logits(8, 1, vocab_size, 1.5), random_logits(9, 1, vocab_size)
     supports, weights = _draws(kind, teacher_NV[0], num)
     targets = store(
-        teacher_NV.expand(num, -1), supports, [0] * num, kind=SupportKind.UNBIASED, weights=weights
+        teacher_NV.expand(num, -1),
+        supports,
+        [0] * num,
+        kind=SupportKind.UNBIASED,
+        weights=weights,
+        num_exact=[4] * num if kind == "hybrid" else None,
     )
+    targets.check()
     student_NV = student_NV.expand(num, -1).clone().requires_grad_()
     actual_N = loss_N("unbiased_kl", student_NV, targets)
     gradient_NV = _gradient(actual_N, student_NV)
@@ -231,6 +239,40 @@ def test_the_mean_over_draws_of_the_unbiased_loss_is_the_whole_divergence(kind: 
     # A biased estimate would be seen: the renormalised support is many standard errors away.
     biased_NV = _gradient(loss_N("support_kl", student_NV, targets), student_NV)
     assert (((biased_NV.mean(dim=0) - (q_V - p_V)) / error_V.clamp(min=1e-12)).abs() > 8).any()
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"unbiased_kl", "cross_entropy"}))
+def test_only_the_exact_head_of_a_hybrid_store_counts_in_losses_with_a_tail_bucket(name: str):
+    teacher_NV, student_NV = random_logits(1, 2, V), random_logits(2, 2, V).requires_grad_()
+    heads = top_supports(teacher_NV, (3, 4))
+    tails = [[v for v in range(V) if v not in head][:3] for head in heads]
+    hybrid = store(
+        teacher_NV,
+        [[*head, *tail] for head, tail in zip(heads, tails, strict=True)],
+        (1, 2),
+        kind=SupportKind.UNBIASED,
+        weights=[[0.1] * 6, [0.1] * 7],
+        num_exact=(3, 4),
+    )
+    actual_N, expected_N = (
+        loss_N(name, student_NV, targets) for targets in (hybrid, store(teacher_NV, heads, (1, 2)))
+    )
+    torch.testing.assert_close(actual_N, expected_N)
+    torch.testing.assert_close(_gradient(actual_N, student_NV), _gradient(expected_N, student_NV))
+
+
+def test_tokens_that_the_teacher_never_says_leave_losses_finite():
+    teacher_NV = torch.tensor([[1.0, -math.inf, 0.0, -1.0]]).double()
+    student_NV = torch.zeros(1, 4).double().requires_grad_()
+    whole = store(teacher_NV, [[0, 1, 2, 3]], [0], kind=SupportKind.COMPLETE)
+    whole = dataclasses.replace(whole, entropy_N=None)
+    for name in sorted(set(NAMES) - {"reverse_kl"}):
+        value_N = loss_N(name, student_NV, whole)
+        assert 0 < value_N.item() < 2
+        assert _gradient(value_N, student_NV).isfinite().all()
+    without = store(teacher_NV[:, [0, 2, 3]], [[0, 1, 2]], [0])
+    expected_N = loss_N("logit_mse", student_NV[:, :3], without)
+    torch.testing.assert_close(loss_N("logit_mse", student_NV, whole), expected_N)
 
 
 def _with_tail(tail: float, vocab_size: int = 12) -> Tensor:
