@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from distill import head_pass
 from distill.fused_head import FusedLosses, HeadForm, fused_cross_entropy, fused_losses
 from distill.stored_targets import StoredTargets, SupportKind
 from distill.token_losses import TOKEN_LOSSES, LossSpec, LossTerm
@@ -283,6 +284,14 @@ def test_half_precision_inputs_keep_float32_sums(name: str, dtype: torch.dtype):
         assert mine.dtype == dtype
         scale = theirs.abs().max()
         torch.testing.assert_close(mine.double() / scale, theirs / scale, rtol=0, atol=0.02)
+
+
+def test_a_weight_whose_gradient_is_added_up_in_blocks_gets_all_of_it(monkeypatch: pytest.MonkeyPatch):
+    case, spec = _case(dtype=torch.bfloat16), _spec("ghost_kl")
+    expected = case.gradients(case.run(spec).total)
+    monkeypatch.setattr(head_pass, "BLOCK_ELEMENTS", 2 * D)
+    for mine, theirs in zip(case.gradients(case.run(spec).total), expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_sums_over_many_positions_are_not_rounded_to_half_precision():

@@ -19,6 +19,7 @@ V = 40
 def test_a_flat_column_is_laid_out_with_padding():
     padded_NK = pad_ragged(torch.tensor([5, 6, 7]), torch.tensor([1, 0, 2]), fill=-1)
     assert padded_NK.tolist() == [[5, -1], [-1, -1], [6, 7]]
+    assert pad_ragged(torch.arange(6), torch.tensor([3, 3])).tolist() == [[0, 1, 2], [3, 4, 5]]
     assert pad_ragged(torch.zeros(0), torch.tensor([0, 0])).shape == (2, 0)
     assert pad_ragged(torch.zeros(0), torch.zeros(0, dtype=torch.int64)).shape == (0, 0)
     with pytest.raises(DataError, match="add up to 2, but there are 3"):
