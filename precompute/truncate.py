@@ -52,6 +52,8 @@ from schemas.policy import (
 
 # An entry this near to the threshold of a systematic sample is certain; rounding could draw it twice.
 _CERTAIN = 1 - 1e-6
+# Share of a mass at which it counts as reached.
+_REACHED = 1 - 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +188,9 @@ def keep_top_p(chunk: PositionChunk, policy: TopPPolicy) -> Selection:
     """Keeps the fewest entries, largest first, with a mass of at least p; k_min to k_max of them."""
     ids_NJ = rank_ids(chunk.log_probs_NV, policy.k_max)
     probs_NJ = chunk.log_probs_NV.gather(1, ids_NJ).double().exp()
-    # An entry is needed if those before it have less than p.
+    # An entry is needed if those before it have less than p, by more than float32 logits can tell.
     before_NJ = probs_NJ.cumsum(dim=1) - probs_NJ
-    counts_N = (before_NJ < policy.p).sum(dim=1).clamp(min=policy.k_min)
+    counts_N = (before_NJ < policy.p * _REACHED).sum(dim=1).clamp(min=policy.k_min)
     ranks_J = torch.arange(policy.k_max, device=ids_NJ.device)
     kept_NJ = ranks_J[None, :] < counts_N[:, None]
     ids_NJ, order_NJ = ids_NJ.sort(dim=1)
