@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -126,26 +128,26 @@ class StoredTargets:
             target_ids_N: int64, the token that each position has to predict.
             position_weights_N: None: 1 each.
         """
-        wide = entries.widen()
-        span = slice(int(wide.offsets[0]), int(wide.offsets[-1]))
-        counts_N, weights_S = torch.tensor(wide.counts), wide.weights
+        span = slice(int(entries.offsets[0]), int(entries.offsets[-1]))
+        counts, weights = entries.counts, entries.weights
+        padding = _Padding.of(counts)
+        ids_NK = padding.lay_out(entries.ids[span])
         return cls(
             kind=SupportKind.of(origin.policy),
             vocab_size=origin.vocab_size,
-            ids_NK=pad_ragged(torch.tensor(wide.ids[span]), counts_N),
-            log_probs_NK=pad_ragged(torch.tensor(wide.log_probs[span]), counts_N),
-            counts_N=counts_N,
-            num_exact_N=None if wide.num_head is None else torch.tensor(wide.num_head).long(),
-            weights_NK=None if weights_S is None else pad_ragged(torch.tensor(weights_S[span]), counts_N),
+            # Narrow ids are widened (torch can do little with uint16), narrow floats where they are used.
+            ids_NK=ids_NK.to(torch.int32),
+            log_probs_NK=padding.lay_out(entries.log_probs[span]),
+            counts_N=torch.tensor(counts),
+            num_exact_N=None if entries.num_head is None else torch.tensor(entries.num_head).long(),
+            weights_NK=None if weights is None else padding.lay_out(weights[span]),
             log_tail_N=torch.tensor(stats.log_tail),
             entropy_N=torch.tensor(stats.entropy),
             lse_N=torch.tensor(stats.lse),
             lse_grid_NG=torch.tensor(stats.lse_grid) if origin.temperatures else None,
             temperatures=origin.temperatures,
             target_ids_N=target_ids_N,
-            position_weights_N=torch.ones(len(counts_N))
-            if position_weights_N is None
-            else position_weights_N,
+            position_weights_N=torch.ones(len(counts)) if position_weights_N is None else position_weights_N,
         )
 
     @classmethod
@@ -300,29 +302,31 @@ class StoredTargets:
         return dataclasses.replace(self, **changed)
 
 
-def pad_ragged(values_S: Tensor, counts_N: Tensor, fill: float = 0) -> Tensor:
-    """Lays a flat column out as ``[N, K]``, K = the largest count, padded with ``fill``.
+@dataclass(frozen=True, slots=True)
+class _Padding:
+    """Where entries of positions with different counts go in ``[N, K]``; ``mask`` None: they fill it."""
 
-    Args:
-        values_S: Entries of all positions, one position after another.
-        counts_N: int64 entries of each position; their sum is S.
-        fill: What padding gets.
+    num: int
+    width: int
+    mask: npt.NDArray[np.bool_] | None
 
-    Raises:
-        DataError: The counts do not add up to S.
-    """
-    num, total = counts_N.shape[0], int(counts_N.sum())
-    if total != values_S.shape[0]:
-        raise DataError(
-            f"stored targets: the counts add up to {total}, but there are {values_S.shape[0]} entries"
-        )
-    width = int(counts_N.max()) if num else 0
-    if total == num * width:
-        return values_S.reshape(num, width)
-    padded_NK = torch.full((num, width), fill, dtype=values_S.dtype, device=values_S.device)
-    mask_NK = torch.arange(width, device=counts_N.device)[None, :] < counts_N[:, None]
-    padded_NK[mask_NK] = values_S
-    return padded_NK
+    @classmethod
+    def of(cls, counts: npt.NDArray[np.int64]) -> _Padding:
+        num, width = len(counts), int(counts.max(initial=0))
+        if counts.min(initial=width) == width:
+            return cls(num, width, None)
+        return cls(num, width, np.arange(width, dtype=np.int64)[None, :] < counts[:, None])
+
+    def lay_out(self, values: npt.NDArray[Any]) -> Tensor:
+        """Copies a flat column of all positions; padding is 0.
+
+        Numpy's assignment by mask is three to ten times as fast as torch's, as measured.
+        """
+        if self.mask is None:
+            return torch.tensor(values).reshape(self.num, self.width)
+        padded = np.zeros(self.mask.shape, values.dtype)
+        padded[self.mask] = values
+        return torch.from_numpy(padded)
 
 
 def join_targets(parts: Sequence[StoredTargets]) -> StoredTargets:

@@ -8,22 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from distill.stored_targets import StoredTargets, SupportKind, TargetOrigin, join_targets, pad_ragged
+from distill.stored_targets import StoredTargets, SupportKind, TargetOrigin, join_targets
 from schemas.errors import DataError
-from schemas.kept_entries import Draws, KeptEntries, PositionStats
+from schemas.kept_entries import Draws, KeptEntries, PositionStats, offsets_of
 from tests.distill.dense_reference import random_logits, store, top_supports
 
 V = 40
-
-
-def test_a_flat_column_is_laid_out_with_padding():
-    padded_NK = pad_ragged(torch.tensor([5, 6, 7]), torch.tensor([1, 0, 2]), fill=-1)
-    assert padded_NK.tolist() == [[5, -1], [-1, -1], [6, 7]]
-    assert pad_ragged(torch.arange(6), torch.tensor([3, 3])).tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert pad_ragged(torch.zeros(0), torch.tensor([0, 0])).shape == (2, 0)
-    assert pad_ragged(torch.zeros(0), torch.zeros(0, dtype=torch.int64)).shape == (0, 0)
-    with pytest.raises(DataError, match="add up to 2, but there are 3"):
-        pad_ragged(torch.zeros(3), torch.tensor([1, 1]))
 
 
 def test_parts_of_different_widths_are_joined_and_cut_apart_again():
@@ -100,6 +90,16 @@ def test_decoded_entries_become_padded_targets_and_are_copied():
     assert (targets.lse_N.tolist(), targets.entropy_N.tolist()) == ([1, 2, 3], [2, 3, 4])
     targets.lse_N.add_(1)
     assert stats.lse.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("counts", "ids"), [([2, 2], [[4, 9], [1, 7]]), ([0, 0], [[], []]), ([], [])])
+def test_positions_with_equally_many_entries_need_no_padding(counts: list[int], ids: list[list[int]]):
+    entries = dataclasses.replace(_entries(), offsets=offsets_of(np.array(counts, np.int64)))
+    tokens_N = torch.zeros(len(counts), dtype=torch.int64)
+    targets = StoredTargets.of_entries(entries, _stats(len(counts)), TargetOrigin("top_k", V), tokens_N)
+    targets.check()
+    assert targets.ids_NK.tolist() == ids
+    assert targets.mask_NK.all()
 
 
 def test_a_part_of_decoded_entries_is_taken_where_its_offsets_say():
