@@ -16,6 +16,7 @@ Invariants (tests/schemas/test_codec.py):
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -35,6 +36,8 @@ from schemas.kept_entries import Draws, Integers, KeptEntries, Offsets, offsets_
 from schemas.list_column import list_type, make_list, view_list
 from schemas.value_code import dequantise, quantise, split_base
 
+# Ids that are decoded at once.
+_GROUP_IDS = 1 << 16
 _HEAD = ("num_entries", "ids_low", "ids_high")
 _TAIL = ("num_tail", "tail_low", "tail_high")
 
@@ -179,14 +182,34 @@ def _decode_ids(
     starts = offsets_of(num_ids)
     ids = np.empty(starts[-1], np.int32)
     offsets = np.zeros(rows[-1] + 1, np.int64)
-    for i in range(num_rows):
-        high = expand(highs.row(i), sizes[i])
+    for first, last in _group_rows(num_ids, num_positions, layout.vocab):
+        group = range(first, last)
         found, places = elias_fano.decode(
-            lows.row(i), high, int(num_ids[i]), int(num_positions[i]), layout.vocab
+            [lows.row(i) for i in group],
+            [expand(highs.row(i), sizes[i]) for i in group],
+            num_ids[first:last],
+            num_positions[first:last],
+            layout.vocab,
         )
-        ids[starts[i] : starts[i + 1]] = found
-        offsets[rows[i] : rows[i + 1] + 1] = places + starts[i]
+        ids[starts[first] : starts[last]] = found
+        offsets[rows[first] : rows[last] + 1] = places + starts[first]
     return ids, offsets
+
+
+def _group_rows(num_ids: Offsets, num_positions: Offsets, vocab: int) -> Iterator[tuple[int, int]]:
+    """Cuts rows into groups of the same width of low bits, small enough for the cache.
+
+    Short rows would otherwise spend their time in the overhead of numpy's calls.
+    """
+    first, size, group_width = 0, 0, -1
+    for row, (num, places) in enumerate(zip(num_ids, num_positions, strict=True)):
+        width = elias_fano.num_low_bits(int(num), int(places), vocab) if num else group_width
+        if row > first and (width != group_width or size + num > _GROUP_IDS):
+            yield first, row
+            first, size = row, 0
+        size, group_width = size + int(num), width
+    if len(num_ids) > first:
+        yield first, len(num_ids)
 
 
 def _decode_values(columns: Columns, rows: Offsets, offsets: Offsets) -> Bytes:

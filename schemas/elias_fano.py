@@ -17,15 +17,19 @@ Invariants (tests/schemas/test_elias_fano.py):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from schemas.bit_planes import Bytes, pack, plane_bytes, unpack
 from schemas.entry_layout import CodecError
-from schemas.kept_entries import Offsets
+from schemas.kept_entries import Offsets, offsets_of
 
 # Twice the optimal bitmap, with one low bit less: smaller once the bitmap is compressed.
 _SPARE_BITS = 1
+_INT32_VALUES = 2**31
 
 
 def num_low_bits(num_ids: int, num_positions: int, vocab: int) -> int:
@@ -88,45 +92,83 @@ def check_sizes(low: Bytes, num_ids: int, num_positions: int, vocab: int) -> int
 
 
 def decode(
-    low: Bytes, high: Bytes, num_ids: int, num_positions: int, vocab: int
+    lows: Sequence[Bytes], highs: Sequence[Bytes], num_ids: Offsets, num_positions: Offsets, vocab: int
 ) -> tuple[npt.NDArray[np.int32], Offsets]:
-    """Decodes the ids of a row.
+    """Decodes the ids of B rows of the same l at once.
 
     Args:
-        low: From ``encode``.
-        high: From ``encode``.
-        num_ids: S.
-        num_positions: P.
+        lows: From ``encode``, one a row.
+        highs: From ``encode``, one a row.
+        num_ids: S of each row, int64[B].
+        num_positions: P of each row, int64[B].
         vocab: V.
 
     Returns:
-        int32[S] ids, and int64[P + 1] offsets.
+        Ids of all rows, int32, and offsets of all positions, int64, from 0.
 
     Raises:
         CodecError: The bytes are not what ``encode`` writes.
     """
-    high_bytes = check_sizes(low, num_ids, num_positions, vocab)
-    if len(high) != high_bytes:
-        raise CodecError(f"the high parts of {num_ids} kept ids have {len(high)} bytes, not {high_bytes}")
-    if not num_ids:
-        return np.empty(0, np.int32), np.zeros(num_positions + 1, np.int64)
-    width = num_low_bits(num_ids, num_positions, vocab)
+    sizes = [
+        check_sizes(low, int(num), int(places), vocab)
+        for low, num, places in zip(lows, num_ids, num_positions, strict=True)
+    ]
+    if [len(high) for high in highs] != sizes:
+        raise CodecError("the high parts of kept ids have another number of bytes")
+    starts, rows = offsets_of(num_ids), offsets_of(num_positions)
+    if not starts[-1]:
+        return np.empty(0, np.int32), np.zeros(rows[-1] + 1, np.int64)
+    widths = {
+        num_low_bits(int(num), int(places), vocab)
+        for num, places in zip(num_ids, num_positions, strict=True)
+        if num
+    }
+    width = widths.pop()
+    if widths:
+        raise ValueError("rows that are decoded together must have low bits of the same width")
     buckets = _num_buckets(vocab, width)
-    bits = np.unpackbits(high, count=num_ids + num_positions * buckets, bitorder="little")
-    parts = np.flatnonzero(bits.view(np.bool_))
-    if len(parts) != num_ids:
-        raise CodecError(f"the bitmap has {len(parts)} ones for {num_ids} kept ids")
-    parts -= np.arange(num_ids)
-    starts = np.arange(num_positions + 1) * buckets
-    offsets = np.searchsorted(parts, starts)
-    if offsets[-1] != num_ids:
-        raise CodecError("a kept id belongs to no position")
-    parts -= np.repeat(starts[:-1], np.diff(offsets))
-    ids = parts.astype(np.int32)
+    parts = _read_unary(highs, starts, rows * buckets)
+    places = np.arange(rows[-1] + 1, dtype=parts.dtype) * parts.dtype.type(buckets)
+    offsets = np.searchsorted(parts, places)
+    parts -= np.repeat(places[:-1], np.diff(offsets))
+    ids = parts.astype(np.int32, copy=False)
     ids <<= np.int32(width)
-    ids |= unpack(low, num_ids, width).astype(np.int32, copy=False)
+    for row, low in enumerate(lows):
+        ids[starts[row] : starts[row + 1]] |= unpack(low, int(num_ids[row]), width).astype(
+            np.int32, copy=False
+        )
     _check_ids(ids, offsets, vocab)
     return ids, offsets
+
+
+def _read_unary(highs: Sequence[Bytes], starts: Offsets, bounds: Offsets) -> npt.NDArray[Any]:
+    """Returns the high part of each id, rows one after another, non-decreasing, int32 or int64.
+
+    Args:
+        highs: Bitmaps of B rows.
+        starts: int64[B + 1]: the ids of each row.
+        bounds: int64[B + 1]: the high parts that each row may have, position after position.
+
+    Raises:
+        CodecError: A bitmap has another number of ones, or one beyond its last position.
+    """
+    first_bits = 8 * offsets_of(np.array([len(high) for high in highs], np.int64))
+    # Fresh memory costs more than what is computed in it: int32 wherever that is wide enough.
+    dtype = np.int32 if max(first_bits[-1], bounds[-1]) < _INT32_VALUES else np.int64
+    bits = np.unpackbits(np.concatenate(highs), bitorder="little").view(np.bool_)
+    parts: npt.NDArray[Any] = np.flatnonzero(bits).astype(dtype)
+    if not np.array_equal(np.searchsorted(parts, first_bits.astype(dtype)), starts):
+        raise CodecError("a bitmap has another number of ones than there are kept ids")
+    parts -= np.arange(len(parts), dtype=dtype)
+    shifts = (bounds[:-1] - first_bits[:-1] + starts[:-1]).tolist()
+    for shift, start, stop, bound in zip(
+        shifts, starts[:-1].tolist(), starts[1:].tolist(), bounds[1:].tolist(), strict=True
+    ):
+        if start < stop:
+            parts[start:stop] += dtype(shift)
+            if parts[stop - 1] >= bound:
+                raise CodecError("a kept id belongs to no position")
+    return parts
 
 
 def _check_ids(ids: npt.NDArray[np.int32], offsets: Offsets, vocab: int) -> None:

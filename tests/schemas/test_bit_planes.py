@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.bit_planes import pack, plane_bytes, unpack
@@ -10,6 +10,7 @@ from schemas.entry_layout import CodecError
 
 
 @given(st.integers(0, 32), st.integers(0, 70), st.integers(0, 2**32))
+@settings(deadline=None)
 def test_integers_of_any_width_come_back(width: int, count: int, seed: int) -> None:
     values = np.random.default_rng(seed).integers(0, 2**width, count, np.uint64)
     planes = pack(values, width)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.byte_frame import MAX_FRAME_BYTES, compress, expand
@@ -11,6 +11,7 @@ from schemas.entry_layout import CodecError
 
 
 @given(st.binary(max_size=300))
+@settings(deadline=None)
 def test_bytes_come_back(data: bytes) -> None:
     values = np.frombuffer(data, np.uint8)
     assert expand(compress(values), len(values)).tobytes() == data
@@ -32,6 +33,7 @@ def test_a_frame_that_claims_more_than_is_expected_allocates_only_that() -> None
 
 
 @given(st.binary(min_size=1, max_size=60), st.integers(1, 1000))
+@settings(deadline=None)
 def test_what_is_no_frame_is_an_error(data: bytes, size: int) -> None:
     try:
         found = expand(np.frombuffer(data, np.uint8), size)

@@ -33,7 +33,7 @@ def rounded(name: str, entries: KeptEntries) -> np.ndarray:
 @codecs
 @cases
 @given(seed=st.integers(0, 2**32), vocab=st.sampled_from(LARGE_VOCABS), num_rows=st.integers(1, 4))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_entries_come_back_with_values_within_the_codecs_rounding(
     name: str, kind: str, seed: int, vocab: int, num_rows: int
 ) -> None:
@@ -163,7 +163,7 @@ def damaged(column: pa.Array, rng: np.random.Generator) -> pa.Array:
 @codecs
 @cases
 @given(seed=st.integers(0, 2**32), vocab=st.sampled_from((50, 49152, 2**31)))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_a_strangers_bytes_give_sound_entries_or_a_codec_error(
     name: str, kind: str, seed: int, vocab: int
 ) -> None:
@@ -244,3 +244,24 @@ def test_the_compact_codec_is_within_15_percent_of_the_ids_bound_and_its_value_b
     size = sum(column.nbytes for column in columns.values()) / 64
     ids = (math.lgamma(49153) - math.lgamma(k + 1) - math.lgamma(49153 - k)) / math.log(2) / 8
     assert size <= 1.15 * (ids + entropy_bytes(quantise(entries.log_probs)) / 64)
+
+
+def test_a_row_that_claims_more_entries_than_it_has_bits_is_refused_before_memory_is_taken() -> None:
+    layout = EntryLayout(POLICIES["top_p"], 2**31)
+    entries, log_tail = make_entries(POLICIES["top_p"], 2**31, 8, seed=1)
+    columns = CODECS["compact"].encode(entries, np.array([0, 8]), layout)
+    columns["num_entries"] = pa.array([2**31 - 1], pa.int32())
+    with pytest.raises(CodecError, match="2147483647 kept ids do not have"):
+        CODECS["compact"].decode(columns, np.array([0, 8]), layout, log_tail)
+
+
+@given(policy=st.sampled_from(["top_p", "sampled"]), seed=st.integers(0, 2**32))
+@settings(max_examples=15, deadline=None)
+def test_many_short_rows_are_decoded_as_one_would_be(policy: str, seed: int) -> None:
+    layout = EntryLayout(POLICIES[policy], 3000)
+    entries, log_tail = make_entries(POLICIES[policy], 3000, 60, seed, empty=0.5)
+    rows = cut_rows(60, 25, seed)
+    columns = CODECS["compact"].encode(entries, rows, layout)
+    found = CODECS["compact"].decode(columns, rows, layout, log_tail)
+    np.testing.assert_array_equal(found.ids, entries.ids)
+    np.testing.assert_array_equal(found.offsets, entries.offsets)

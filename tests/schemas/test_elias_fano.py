@@ -5,10 +5,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.elias_fano import decode, encode, num_high_bits, num_low_bits
+from schemas.elias_fano import decode as decode_rows
+from schemas.elias_fano import encode, num_high_bits, num_low_bits
 from schemas.entry_layout import CodecError
 from schemas.kept_entries import offsets_of
 
@@ -23,7 +24,15 @@ def random_row(vocab: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return flat, offsets_of(np.array([len(ids) for ids in sets], np.int64))
 
 
+def decode(
+    low: np.ndarray, high: np.ndarray, num_ids: int, num_positions: int, vocab: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes a single row."""
+    return decode_rows([low], [high], np.array([num_ids]), np.array([num_positions]), vocab)
+
+
 @given(st.sampled_from(VOCABS), st.integers(0, 2**32))
+@settings(deadline=None)
 def test_ids_and_positions_come_back(vocab: int, seed: int) -> None:
     ids, offsets = random_row(vocab, seed)
     low, high = encode(ids, offsets, vocab)
@@ -54,12 +63,14 @@ def test_low_bits_are_a_byte_where_that_is_near_the_optimum(k: int, l: int) -> N
 
 
 @given(st.sampled_from(VOCABS), st.integers(1, 10**6), st.integers(1, 10**4))
+@settings(deadline=None)
 def test_the_bitmap_is_bounded_by_ids_and_positions(vocab: int, num_ids: int, num_positions: int) -> None:
     if num_ids <= vocab * num_positions:
         assert num_high_bits(num_ids, num_positions, vocab) <= 5 * num_ids + 2 * num_positions + 2
 
 
 @given(st.integers(0, 2**32), st.data())
+@settings(deadline=None)
 def test_damaged_bytes_give_sound_ids_or_a_codec_error(seed: int, data: st.DataObject) -> None:
     rng = np.random.default_rng(seed)
     vocab = data.draw(st.sampled_from((300, 49152, 2**31)))
@@ -100,3 +111,31 @@ def test_the_coded_ids_stay_near_their_bound() -> None:
         low, high = encode(ids, np.arange(41) * k, 49152)
         bound = (math.lgamma(49153) - math.lgamma(k + 1) - math.lgamma(49153 - k)) / math.log(2) / 8
         assert (len(low) + len(high)) / 40 < 1.15 * bound
+
+
+@pytest.mark.parametrize("k", [1, 12, 50])
+def test_rows_of_one_width_are_decoded_at_once(k: int) -> None:
+    rng = np.random.default_rng(k)
+    vocab, places = 49152, np.array([3, 0, 1, 7])
+    rows = [
+        np.concatenate(
+            [np.empty(0, int), *(np.sort(rng.choice(vocab, k, replace=False)) for _ in range(num))]
+        )
+        for num in places
+    ]
+    pairs = [encode(ids, np.arange(num + 1) * k, vocab) for ids, num in zip(rows, places, strict=True)]
+    lows, highs = ([pair[index] for pair in pairs] for index in (0, 1))
+    found, offsets = decode_rows(lows, highs, places * k, places, vocab)
+    np.testing.assert_array_equal(found, np.concatenate(rows))
+    np.testing.assert_array_equal(offsets, np.arange(12) * k)
+    highs[0] = np.roll(highs[0], 1)
+    with pytest.raises(CodecError):
+        decode_rows([lows[3], lows[0]], [highs[3], highs[0]], places[[3, 0]] * k, places[[3, 0]], vocab)
+    with pytest.raises(ValueError, match="same width"):
+        decode_rows(
+            [lows[3], encode(np.arange(300), np.array([0, 300]), vocab)[0]],
+            [highs[3], encode(np.arange(300), np.array([0, 300]), vocab)[1]],
+            np.array([7 * k, 300]),
+            np.array([7, 1]),
+            vocab,
+        )
