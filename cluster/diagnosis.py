@@ -6,7 +6,6 @@ from typing import Literal
 
 from schemas.errors import DamagedStoreError, DataError, IncompleteStoreError
 from schemas.fields import Frozen
-from schemas.store_files import repair_advice
 
 Place = Literal["identity", "plan", "manifest", "record", "data", "corpus"]
 Fault = Literal[
@@ -107,7 +106,7 @@ class Diagnosis(Frozen):
         if damage:
             first = next(problem for problem in self.problems if problem.place != "corpus")
             raise DamagedStoreError(
-                f"{damage}; {repair_advice(self.store)}",
+                damage,
                 store=self.store,
                 shard=first.shard,
                 batch=first.batch,

@@ -103,7 +103,7 @@ def _lock_part(
     if roots:
         source = open_storage(next(iter(roots.values())))
         plan = load_plan(source, load_identity(source).plan_hash)
-        shard_rows = plan.bounds[1]
+        shard_rows = plan.bounds[1] if plan.num_shards else shard_rows
     else:
         plan = make_plan(open_rows(part.rows_path), shard_rows)
     return LockedPart(

@@ -20,12 +20,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from cluster import figures
 from cluster.curves import Curve, read_student_curves, read_teacher_curves
 from cluster.report_charts import draw_curves, draw_reliabilities, shade, strip_axis, strip_of
+from cluster.run_directory import read_lock_file
 from cluster.store_listing import ListedStore, list_stores
 from cluster.summary import find_student, summarise
 from schemas.digest import DocumentError, read_document, replace_file
 from schemas.errors import DataError, ResourceError
 from schemas.evaluation import EVALUATION_FILE, RunEvaluation, read_evaluation
-from schemas.records import LOCK_FILE, StoresLock, read_record
+from schemas.records import LOCK_FILE
 
 REPORT_FILE = "report.html"
 RECIPE_FILE = "recipe.yaml"
@@ -122,7 +123,7 @@ def _list_run_stores(run_dir: Path) -> list[ListedStore]:
     """Lists the stores that the run's lock names; one that is gone is a row that says so."""
     if not (run_dir / LOCK_FILE).exists():
         return []
-    lock = read_record(run_dir / LOCK_FILE, StoresLock, store=run_dir)
+    lock = read_lock_file(run_dir / LOCK_FILE)
     listed = []
     for corpus, parts in lock.corpora.items():
         for part in parts:

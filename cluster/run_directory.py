@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.errors import DataError
+from schemas.errors import DamagedStoreError, DataError
 from schemas.recipe import Recipe
 from schemas.records import LOCK_FILE, StoresLock, read_record
 from schemas.storage.location import normal_location
@@ -91,4 +91,18 @@ def read_lock(directory: RunDirectory) -> StoresLock:
     """
     if not directory.lock.exists():
         raise DataError(f"{directory.lock} is not there; run `tmkd precompute` with this recipe first")
-    return read_record(directory.lock, StoresLock, store=directory.run)
+    return read_lock_file(directory.lock)
+
+
+def read_lock_file(path: Path) -> StoresLock:
+    """Reads ``stores.lock.json`` of a run.
+
+    Raises:
+        DataError: It is missing or damaged.
+    """
+    try:
+        return read_record(path, StoresLock, store=path.parent)
+    except DamagedStoreError as error:
+        # The lock is the run's: no store has to be repaired.
+        message = f"{path.parent}: {error.damage}; run `tmkd precompute` with its recipe to write it again"
+        raise DataError(message) from error

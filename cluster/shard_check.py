@@ -97,7 +97,7 @@ class ShardCheck:
         except FileNotFoundError:
             return [_problem(record, "missing", f"{name} is missing")]
         except DamagedStoreError as error:
-            return [_problem(record, "damaged", error.message)]
+            return [_problem(record, "damaged", error.damage)]
         if data.size != record.num_bytes:
             message = f"{name} has {data.size} bytes, its record says {record.num_bytes}"
             return [_problem(record, "size", message, offset=min(data.size, record.num_bytes))]

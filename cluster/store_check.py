@@ -47,7 +47,6 @@ from schemas.store_files import (
     list_data,
     load_identity,
     load_manifest,
-    repair_advice,
 )
 
 
@@ -141,7 +140,7 @@ class _StoreCheck:
         try:
             identity = load_identity(self._source)
         except DamagedStoreError as error:
-            self._add("identity", "damaged", _without_store(error))
+            self._add("identity", "damaged", error.damage)
             return known
         except DataError:
             if known is None and not is_store and not has_file(self._source, PLAN_FILE):
@@ -160,7 +159,7 @@ class _StoreCheck:
             if manifest is not None and self._identity is not None:
                 check_owner(self._source, MANIFEST_FILE, manifest, self._identity)
         except DamagedStoreError as error:
-            self._add("manifest", "damaged", _without_store(error))
+            self._add("manifest", "damaged", error.damage)
             return None
         if manifest is not None and not self._problems:
             data = self._source.read(STORE_FILE, max_bytes=MAX_IDENTITY_BYTES)
@@ -178,7 +177,8 @@ class _StoreCheck:
             self._add("plan", "missing", f"{PLAN_FILE} is missing")
             return known
         except DataError as error:
-            self._add("plan", "damaged", _without_store(error))
+            damage = error.damage if isinstance(error, DamagedStoreError) else error.message
+            self._add("plan", "damaged", damage)
             return known
         if manifest is not None and hashlib.sha256(data).hexdigest() != manifest.plan_sha256:
             self._add("plan", "hash", f"{PLAN_FILE} does not match its hash in {MANIFEST_FILE}")
@@ -206,7 +206,7 @@ class _StoreCheck:
             if self._identity is not None and self.plan is not None:
                 check_commit(self._source, commit, self._identity, self.plan)
         except DamagedStoreError as error:
-            self._add("record", fault, _without_store(error), shard=shard)
+            self._add("record", fault, error.damage, shard=shard)
             return None
         contradiction = find_contradiction(record)
         if name != record_name(record.shard, record.revision):
@@ -250,7 +250,7 @@ class _StoreCheck:
             LogitStore.open(self._source.root)
         except DamagedStoreError as error:
             place: Place = "manifest" if error.shard is None else "data"
-            self._add(place, "damaged", _without_store(error), shard=error.shard)
+            self._add(place, "damaged", error.damage, shard=error.shard)
 
     def _add(self, place: Place, fault: Fault, message: str, *, shard: int | None = None) -> None:
         self._problems.append(Problem(place=place, fault=fault, message=message, shard=shard))
@@ -291,12 +291,3 @@ def _read_one(source: StoreSource, name: str) -> bytes | DamagedStoreError:
 def _is_same(found: StoreIdentity, known: StoreIdentity) -> bool:
     hashes = ("plan_hash", "generation_hash", "native_labels")
     return all(getattr(found, name) == getattr(known, name) for name in hashes)
-
-
-def _without_store(error: DataError) -> str:
-    """Returns an error's message without store, shard and advice, which a diagnosis adds once."""
-    if not isinstance(error, DamagedStoreError):
-        return error.message
-    # "store ROOT, shard 3, byte 5: MESSAGE"
-    message = error.message.removeprefix(f"store {error.store}").partition(": ")[2]
-    return message.removesuffix(f"; {repair_advice(error.store)}")

@@ -100,6 +100,72 @@ def repair(
     _print_fields({**repaired.model_dump(mode="json", exclude={"diagnosis"}), "problems": num_problems})
 
 
+@store_app.command("self-test")
+def self_test(
+    store: StoreArgument,
+    recipe: RecipeOption,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows to compute again.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample.")] = 0,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            min=0.0,
+            help="Relative to the largest logit. Default: 1e-4, float16 5e-3, bfloat16 4e-2.",
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Computes a sample of rows again and compares: the largest difference, any shift by one row.
+
+    The teacher is loaded in this process. Exit code 3 if a row is beyond the tolerance.
+    """
+    from cluster.store_self_test import compare_with_teacher
+
+    result = compare_with_teacher(
+        store, _load(recipe, overrides, out), num_rows=rows, seed=seed, tolerance=tolerance
+    )
+    fields = result.model_dump(mode="json")
+    if as_json:
+        typer.echo(json.dumps(fields, ensure_ascii=False))
+    else:
+        _print_fields(fields)
+    result.raise_if_failed()
+
+
+@store_app.command("gc")
+def gc(
+    root: Annotated[str, typer.Argument(help="A store, or a directory or URL of stores.")],
+    grace: Annotated[
+        str, typer.Option("--grace", help="What is younger stays: a duration such as 24h, 90m or 7d.")
+    ] = "24h",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing; show what would go.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Deletes what lost attempts and finished repairs have left.
+
+    Never anything that a record or the manifest refers to, nor anything younger than the grace period. A
+    reader that has been open since before a repair needs the old data: choose a grace period longer than
+    the longest training.
+    """
+    from cluster.store_gc import parse_duration, raise_if_left_alone, sweep_stores
+
+    swept = sweep_stores(root, parse_duration(grace), dry_run=dry_run)
+    files = [(store, file) for store in swept for file in store.files]
+    num_bytes = sum(store.num_bytes for store in swept)
+    if as_json:
+        stores = [{**store.model_dump(mode="json"), "num_bytes": store.num_bytes} for store in swept]
+        typer.echo(json.dumps({"dry_run": dry_run, "num_bytes": num_bytes, "stores": stores}))
+    else:
+        for store, file in files:
+            typer.echo(f"{store.store}/{file.name}\t{file.reason}\t{file.num_bytes}")
+        verb = "would be deleted" if dry_run else "deleted"
+        say(f"{len(files)} files, {num_bytes / 1e6:.1f} MB {verb} in {len(swept)} stores")
+    raise_if_left_alone(swept)
+
+
 def _say_problems(problems: list[dict[str, Any]]) -> None:
     """Tells a person what is wrong, the first problems in full."""
     for problem in problems[:_SHOWN_PROBLEMS]:

@@ -29,7 +29,7 @@ from schemas.records import (
 )
 from schemas.rows import classification_schema
 from schemas.storage.location import is_local, list_locations, normal_location, open_storage
-from schemas.storage.storage import StoreSource
+from schemas.storage.storage import Storage, StoreSource
 from schemas.store_files import has_file, list_data, load_commits, load_identity, load_manifest, load_plan
 
 _PIPE_WIDTH = 120
@@ -74,14 +74,25 @@ def list_stores(root: str | Path) -> list[ListedStore]:
         DataError: There is no such directory.
     """
     location = normal_location(root)
+    runs = _find_runs(Path(location).parent) if is_local(location) else {}
+    listed = [_list_store(source, runs) for source in find_stores(location)]
+    return sorted(listed, key=lambda store: (store.corpus, store.part, store.teacher, store.path))
+
+
+def find_stores(root: str | Path) -> list[Storage]:
+    """Opens the store at ``root``, or else those directly below it, by name.
+
+    Raises:
+        DataError: There is no such directory.
+    """
+    location = normal_location(root)
     if is_local(location) and not Path(location).is_dir():
         raise DataError(f"{root}: there is no such directory of stores; name one, such as runs/stores")
-    candidates = [open_storage(location)]
-    if not has_file(candidates[0], STORE_FILE):
-        candidates = [open_storage(below) for below in list_locations(location)]
-    runs = _find_runs(Path(location).parent) if is_local(location) else {}
-    listed = [_list_store(source, runs) for source in candidates if has_file(source, STORE_FILE)]
-    return sorted(listed, key=lambda store: (store.corpus, store.part, store.teacher, store.path))
+    storage = open_storage(location)
+    if has_file(storage, STORE_FILE):
+        return [storage]
+    below = [open_storage(found) for found in list_locations(location)]
+    return [storage for storage in below if has_file(storage, STORE_FILE)]
 
 
 def print_stores(stores: Sequence[ListedStore], console: Console | None = None) -> None:

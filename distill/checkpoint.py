@@ -8,7 +8,7 @@ damaged, the directories are taken as they are. No pickle is written or read.
 
 Invariants:
     1. A run killed at any step, and at any point of writing a checkpoint, ends with the same weights, bit
-       for bit, once it is started again (tests/distill/test_trainer.py).
+       for bit, once it is started again (tests/distill/test_resume.py).
     2. A checkpoint of another job, or of other stores, is refused and the fields that differ are named
        (tests/distill/test_checkpoint.py).
     3. A damaged checkpoint is never loaded: not a byte of it, of its list, or of the best weights that

@@ -79,8 +79,7 @@ def start_process_group(threads: int) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if "RANK" not in os.environ:
         # Not started by a launcher: a group of one.
-        single = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update({name: str(value) for name, value in single.items()})
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
         os.environ["MASTER_PORT"] = str(_free_port())
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -136,7 +135,8 @@ def engine_config(job: StageJob, plan: StepPlan, world_size: int) -> dict[str, A
     In low precision ZeRO 0 becomes ZeRO 1, which computes the same.
 
     Raises:
-        RecipeError: It sets batch fields, optimizer, scheduler, or another clip than ``max_grad_norm``.
+        RecipeError: It sets batch fields, optimizer, scheduler, or another clip than ``max_grad_norm``;
+            or it keeps the optimizer's state on nvme.
         ResourceError: It wants bfloat16 where the device has none.
     """
     user = dict(job.deepspeed)
@@ -149,6 +149,9 @@ def engine_config(job: StageJob, plan: StepPlan, world_size: int) -> dict[str, A
     clip = job.training.max_grad_norm
     if user.get("gradient_clipping", clip) != clip:
         raise RecipeError(f"max_grad_norm is {clip}; set only that", field="deepspeed.gradient_clipping")
+    if user.get("zero_optimization", {}).get("offload_optimizer", {}).get("device") == "nvme":
+        field = "deepspeed.zero_optimization.offload_optimizer.device"
+        raise RecipeError("a checkpoint cannot read moments that lie on nvme; use cpu", field=field)
     if "bf16" in user:
         user["bf16"] = {**user["bf16"], "enabled": _resolve_bf16(user["bf16"])}
     if _is_low_precision(user) and zero_stage(user) == 0:

@@ -29,7 +29,6 @@ from schemas.plan import Plan
 from schemas.records import DATA_DIRECTORY, BatchRecord, CommitRecord
 from schemas.rows import classification_schema
 from schemas.storage.storage import StoreSource
-from schemas.store_files import repair_advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ class ShardFile:
     ) -> DamagedStoreError:
         """Returns an error that names this shard."""
         return DamagedStoreError(
-            f"{DATA_DIRECTORY}/{self._record.file}: {message}; {repair_advice(self._source.root)}",
+            f"{DATA_DIRECTORY}/{self._record.file}: {message}",
             store=self._source.root,
             shard=self._record.shard,
             batch=batch,

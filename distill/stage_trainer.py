@@ -1,6 +1,6 @@
 """One stage of training on one rank, from its first or a checkpoint's step to the finished model.
 
-Invariants (tests/distill/test_trainer.py):
+Invariants (tests/distill/test_trainer.py, tests/distill/test_resume.py):
     1. The result depends neither on accumulation nor on the number of ranks, up to rounding.
     2. Killed at any step, or at any point of writing a checkpoint, and started again: the same weights,
        bit for bit, on one CPU thread and as many ranks. Dropout is seeded anew in each step from seed,

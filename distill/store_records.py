@@ -177,6 +177,8 @@ def _find_wrong_sum(record: CommitRecord) -> str | None:
         if region.length > MAX_REGION_BYTES + region.rows * MAX_ROW_BYTES:
             return f"has a region of {region.length} bytes for {region.rows} rows"
         offset += region.length
+    if not all(batch.length for batch in record.batches):
+        return "has a batch without bytes"
     if offset != record.num_bytes:
         return f"covers {offset} bytes of {record.num_bytes}"
     excluded = [row.ordinal for row in record.excluded]

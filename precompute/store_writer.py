@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import pyarrow as pa
 from precompute.encode import shard_schema
 from precompute.near_miss import differing_fields
 from precompute.shard_file import ShardContent, read_back, write_batches
-from schemas.errors import DamagedStoreError, IncompleteStoreError, RefusedError
+from schemas.errors import DamagedStoreError, IncompleteStoreError, RefusedError, TmkdError
 from schemas.fault_points import FaultPoint, reach
 from schemas.plan import Plan, ShardTask, encode_plan
 from schemas.records import (
@@ -344,10 +345,14 @@ def _withdraw(storage: Storage, record: CommitRecord) -> None:
     """Deletes the data file of a record that was not committed, where that is certain.
 
     The record may be there although ``create`` raised, or may yet arrive at an object store; its
-    data file must then stay. ``tmkd store gc`` takes what is left.
+    data file must then stay. ``tmkd store gc`` takes what is left, also where the disk that failed
+    lets nothing be read or deleted: the first error is the one to tell.
     """
-    if storage.settles and load_commit(storage, record.shard, record.revision) != record:
-        storage.delete(f"{DATA_DIRECTORY}/{record.file}")
+    if not storage.settles:
+        return
+    with suppress(TmkdError, OSError):
+        if load_commit(storage, record.shard, record.revision) != record:
+            storage.delete(f"{DATA_DIRECTORY}/{record.file}")
 
 
 def _refuse_other(storage: Storage, identity: StoreIdentity) -> None:

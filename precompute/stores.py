@@ -23,7 +23,7 @@ from precompute.near_miss import near_misses
 from precompute.queue import TeacherQueue
 from precompute.store_writer import StoreWriter
 from precompute.tasks import ShardJob, WorkerSpec
-from schemas.errors import DataError, RefusedError
+from schemas.errors import DataError, RecipeError, RefusedError
 from schemas.labels import match_order, rename
 from schemas.plan import Plan, ShardTask, make_plan
 from schemas.recipe import Corpus, StoreOptions, Teacher
@@ -34,6 +34,9 @@ from schemas.store_files import has_file
 
 StoreKey = tuple[str, str, str]
 """Teacher, corpus and part."""
+
+MAX_SHARDS = 100_000
+"""A manifest of more would take a reader too long."""
 
 _PACKAGES = ("tmkd", "torch", "transformers", "tokenizers", "ray", "pyarrow")
 
@@ -241,6 +244,12 @@ def _plan_part(part: MaterialisedPart, shard_rows: int) -> Plan:
         raise DataError(
             f"{part.rows_path}: its rows have changed since they were written; delete its directory and "
             "run the same command again"
+        )
+    if plan.num_shards > MAX_SHARDS:
+        raise RecipeError(
+            f"{part.corpus}/{part.part} would have {plan.num_shards} shards of {shard_rows} rows; a store "
+            f"has at most {MAX_SHARDS}: raise it",
+            field="store.shard_rows",
         )
     return plan
 

@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
-from precompute.batching import cut_batches
 from precompute.encode import encode_rows
+from precompute.forward import compute_logits
 from precompute.store_writer import StoreWriter
 from precompute.tasks import ShardJob, ShardReceipt, WorkerSpec
 from precompute.teacher import LoadedTeacher, TokenisedRows
@@ -41,15 +40,6 @@ class _PreparedShard:
 
     rows: pa.Table
     tokens: TokenisedRows
-
-
-@dataclass(frozen=True, slots=True)
-class _ForwardResult:
-    """Logits of a shard, float32 ``[R, C]`` on the CPU, and what they took."""
-
-    logits_RC: npt.NDArray[np.float32]
-    num_padded_tokens: int
-    seconds: float
 
 
 class ShardWorker:
@@ -108,7 +98,7 @@ class ShardWorker:
         if there is not None:
             # Another run on the same store, or a lost actor that was not dead, has been here.
             return _make_receipt(job, there, committed=False, seconds=time.perf_counter() - began)
-        result = self._run(prepared.tokens)
+        result = compute_logits(self.load(), prepared.tokens, self._count_rows)
         if result.logits_RC.shape[1] != len(store.identity.native_labels):
             raise TeacherError(
                 f"gives {result.logits_RC.shape[1]} logits, its configuration names "
@@ -164,27 +154,8 @@ class ShardWorker:
                 self._stores[root] = StoreWriter.attach(root)
             return self._stores[root]
 
-    def _run(self, tokens: TokenisedRows) -> _ForwardResult:
-        teacher = self.load()
-        if self._spec.device == "cpu":
-            # Inside a Ray actor OMP_NUM_THREADS is 1 whatever its CPUs are; OpenMP keeps the number
-            # per thread, so it is set in the thread that computes.
-            torch.set_num_threads(self._spec.num_threads)
-        began = time.perf_counter()
-        indices: list[npt.NDArray[np.int64]] = []
-        outputs: list[torch.Tensor] = []
-        num_padded = 0
-        for indices_B in cut_batches(tokens.lengths, self._spec.teacher.tokens_per_batch):
-            batch = teacher.collate(tokens, indices_B)
-            # Logits stay on the device until the end: a copy each batch would wait for the GPU.
-            outputs.append(teacher.forward(batch))
-            indices.append(indices_B)
-            num_padded += batch["input_ids"].numel()
-            self.num_rows_done += len(indices_B)
-        sorted_RC = torch.cat(outputs).cpu().numpy()
-        logits_RC = np.empty_like(sorted_RC)
-        logits_RC[np.concatenate(indices)] = sorted_RC
-        return _ForwardResult(logits_RC, num_padded, time.perf_counter() - began)
+    def _count_rows(self, num_rows: int) -> None:
+        self.num_rows_done += num_rows
 
     def _exclude(
         self, job: ShardJob, rows: pa.Table, finite_R: npt.NDArray[np.bool_]

@@ -15,7 +15,7 @@ Invariants:
     1. Whatever bytes come in, a function here returns what was asked for or raises
        ``ArrowMessageError`` (tests/schemas/test_arrow_message.py, tests/reliability/test_fuzz_records.py).
     2. Nothing is decompressed, and what is allocated is bounded by the bytes that came in
-       (tests/schemas/test_arrow_message.py).
+       (tests/schemas/test_arrow_message.py, tests/schemas/test_arrow_head.py).
     3. Data types are those that the caller names; the file's schema is only compared with them
        (tests/schemas/test_arrow_message.py).
 """
@@ -53,7 +53,7 @@ _PAIR: Final = struct.Struct("<qq")
 _MESSAGE_VERSION, _MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _MESSAGE_BODY_LENGTH = range(4)
 _BATCH_LENGTH, _BATCH_NODES, _BATCH_BUFFERS, _BATCH_COMPRESSION = range(4)
 _SCHEMA_ENDIANNESS, _SCHEMA_FIELDS, _SCHEMA_METADATA = range(3)
-_FIELD_DICTIONARY, _FIELD_CHILDREN, _FIELD_METADATA = 4, 5, 6
+_FIELD_CHILDREN, _FIELD_METADATA = 5, 6
 _KEY, _VALUE = range(2)
 _VERSION_5: Final = 4
 _SCHEMA_HEADER: Final = 1
@@ -223,8 +223,6 @@ def _check_fields(parent: Table, index: int, expected: list[pa.Field]) -> None:
     if parent.num_tables(index) != len(expected):
         raise ArrowMessageError(f"the schema has {parent.num_tables(index)} columns, not {len(expected)}")
     for table, field in zip(parent.tables(index), expected, strict=True):
-        if table.table(_FIELD_DICTIONARY) is not None:
-            raise ArrowMessageError("a column is encoded by a dictionary")
         _read_metadata(table, _FIELD_METADATA)
         children = [field.type.field(child) for child in range(field.type.num_fields)]
         _check_fields(table, _FIELD_CHILDREN, children)

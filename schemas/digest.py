@@ -23,7 +23,7 @@ DIGEST_KEY = "digest"
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 # Python's objects take up to 50 times the bytes of a text such as `[[],[],...]`. Each of the values
 # (counted before parsing by what starts them: a bracket or a comma) costs at most some 300 bytes.
-MAX_DOCUMENT_VALUES = 2_000_000
+MAX_DOCUMENT_VALUES = 1_000_000
 MAX_DOCUMENT_DEPTH = 64
 # Parsing an integer takes time quadratic in its digits; 128 bits are 39 of them.
 _MAX_INTEGER_DIGITS = 100
@@ -58,6 +58,12 @@ def encode_document(body: Mapping[str, Any]) -> bytes:
     return (
         json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     ).encode()
+
+
+def is_readable_size(data: bytes) -> bool:
+    """Tells whether ``parse_json`` would take a document of this size and number of values."""
+    num_values = sum(data.count(start) for start in (b",", b"[", b"{"))
+    return len(data) <= MAX_DOCUMENT_BYTES and num_values <= MAX_DOCUMENT_VALUES
 
 
 def parse_json(data: bytes, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> Any:

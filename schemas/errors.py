@@ -78,10 +78,18 @@ class CorpusError(DataError):
         self.part = part
 
 
+def repair_advice(store: Path | str) -> str:
+    """Says how damage of a store is mended."""
+    return f"run `tmkd store repair {store} --recipe RECIPE`"
+
+
 class DamagedStoreError(DataError):
     """Bytes of a store that do not match their recorded hash, or a file that cannot be read.
 
+    The message says how damage is mended.
+
     Attributes:
+        damage: What is damaged, without store, shard and advice.
         store: Root of the store.
         shard: Shard id, if one is to blame.
         batch: Record batch within the shard, if one is to blame.
@@ -101,7 +109,8 @@ class DamagedStoreError(DataError):
         where += [f"shard {shard}"] if shard is not None else []
         where += [f"batch {batch}"] if batch is not None else []
         where += [f"byte {offset}"] if offset is not None else []
-        super().__init__(f"{', '.join(where)}: {message}")
+        super().__init__(f"{', '.join(where)}: {message}; {repair_advice(store)}")
+        self.damage = message
         self.store = str(store)
         self.shard = shard
         self.batch = batch

@@ -9,7 +9,7 @@ Source: https://flatbuffers.dev/internals/
 
 Invariants:
     1. Whatever bytes come in, nothing but ``FlatBufferError`` is raised, and nothing is read outside
-       them (tests/schemas/test_arrow_message.py).
+       them (tests/schemas/test_flatbuffer.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Table:
         data: The whole buffer.
         position: Where the table starts.
         vtable: Where its vtable starts.
-        vtable_bytes: Size of the vtable.
+        vtable_bytes: Size of the vtable, as it says itself.
     """
 
     data: memoryview
@@ -107,13 +107,10 @@ def read_table(data: memoryview, position: int) -> Table:
     """Returns the table at ``position``.
 
     Raises:
-        FlatBufferError: The table or its vtable lies outside.
+        FlatBufferError: The start of the table or of its vtable lies outside.
     """
     vtable = position - _unpack(data, _INT32, position)
-    vtable_bytes = _unpack(data, _UINT16, vtable)
-    if vtable_bytes < _VTABLE_HEADER_BYTES or vtable + vtable_bytes > len(data):
-        raise FlatBufferError("a vtable does not fit its buffer")
-    return Table(data, position, vtable, vtable_bytes)
+    return Table(data, position, vtable, vtable_bytes=_unpack(data, _UINT16, vtable))
 
 
 def _follow(data: memoryview, place: int) -> int:

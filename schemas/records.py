@@ -15,8 +15,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from schemas.digest import MAX_DOCUMENT_BYTES, DocumentError, decode_document, encode_document
-from schemas.errors import DamagedStoreError
+from schemas.digest import (
+    MAX_DOCUMENT_BYTES,
+    DocumentError,
+    decode_document,
+    encode_document,
+    is_readable_size,
+)
+from schemas.errors import DamagedStoreError, DataError
 from schemas.recipe import Count, Frozen
 
 FORMAT_VERSION = "1.0"
@@ -209,8 +215,18 @@ def store_directory_name(plan_hash: str, generation_hash: str) -> str:
 
 
 def encode_record(record: Frozen) -> bytes:
-    """Returns the record's self-digested JSON bytes."""
-    return encode_document(record.model_dump(mode="json"))
+    """Returns the record's self-digested JSON bytes.
+
+    Raises:
+        DataError: It lists more than a reader would take.
+    """
+    data = encode_document(record.model_dump(mode="json"))
+    if not is_readable_size(data):
+        raise DataError(
+            f"a {type(record).__name__} of {len(data)} bytes would be too large to be read; raise "
+            "store.shard_rows, so that there are fewer shards, or see why so many rows are excluded"
+        )
+    return data
 
 
 def parse_record(data: bytes, kind: type[Record], *, store: Path | str, name: str) -> Record:

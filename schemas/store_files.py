@@ -206,18 +206,11 @@ def check_data_file(source: StoreSource, record: CommitRecord, files: Mapping[st
     """
     file = files.get(record.file)
     if file is None:
-        message = f"data/{record.file} is missing; {repair_advice(source.root)}"
-        raise DamagedStoreError(message, store=source.root, shard=record.shard)
+        raise DamagedStoreError(f"data/{record.file} is missing", store=source.root, shard=record.shard)
     if file.num_bytes != record.num_bytes:
         raise DamagedStoreError(
-            f"data/{record.file} has {file.num_bytes} bytes, its record says {record.num_bytes}; "
-            + repair_advice(source.root),
+            f"data/{record.file} has {file.num_bytes} bytes, its record says {record.num_bytes}",
             store=source.root,
             shard=record.shard,
             offset=min(file.num_bytes, record.num_bytes),
         )
-
-
-def repair_advice(root: str) -> str:
-    """Says how damage of a store is mended."""
-    return f"run `tmkd store repair {root} --recipe RECIPE`"

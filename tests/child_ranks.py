@@ -18,11 +18,9 @@ from typing import Any, Literal
 
 from schemas.fault_points import FaultPoint, listen
 from schemas.job import StageJob
+from tests.forkserver import SERVER, preload
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["distill.trainer", "transformers.models.bert.modeling_bert", "torch.utils.tensorboard"]
-)
+preload("distill.trainer", "transformers.models.bert.modeling_bert", "torch.utils.tensorboard")
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,14 @@ class Kill:
     where: FaultPoint | Literal["step", "state", "model"] = "step"
 
 
-def run_ranks(job: StageJob, *, num_ranks: int = 1, kill: Kill | None = None) -> list[int | None]:
-    """Trains a stage and returns the ranks' exit codes (negative: the signal)."""
+def run_ranks(
+    job: StageJob, *, num_ranks: int = 1, kill: Kill | None = None, fresh: bool = False
+) -> list[int | None]:
+    """Trains a stage and returns the ranks' exit codes (negative: the signal).
+
+    ``fresh``: in processes that have imported nothing yet.
+    """
+    context = multiprocessing.get_context("spawn") if fresh else SERVER
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -51,7 +55,7 @@ def run_ranks(job: StageJob, *, num_ranks: int = 1, kill: Kill | None = None) ->
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        process = SERVER.Process(target=_run, args=(job.model_dump_json(), environment, kill))
+        process = context.Process(target=_run, args=(job.model_dump_json(), environment, kill))
         process.start()
         processes.append(process)
     try:
@@ -123,7 +127,6 @@ def _watch(output: Path, kill: Kill | None) -> None:
     def traced_write(path: Path, *arguments: Any) -> None:
         write_tensors(path, *arguments)
         if path.name == engine_state.OPTIMIZER_FILE:
-            path.write_bytes(path.read_bytes()[:-1])
             _die(kill, "state", steps_done)
 
     def traced_publish(self: Any, write: Any) -> None:
@@ -131,8 +134,7 @@ def _watch(output: Path, kill: Kill | None) -> None:
         _die(kill, "model", -1)
 
     trainer._take_step = traced_step  # type: ignore[method-assign]
-    if kill is not None and kill.where == "state":
-        engine_state.write_tensors = traced_write
+    engine_state.write_tensors = traced_write
     listen(lambda point: _die(kill, point, steps_done))
     StageDirectory.publish_model = traced_publish  # type: ignore[method-assign]
 

@@ -10,6 +10,7 @@ Invariants (tests/schemas/test_local_storage.py):
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import uuid
@@ -22,7 +23,7 @@ import pyarrow as pa
 from schemas.digest import sync_directory, write_temporary
 from schemas.errors import DamagedStoreError, ResourceError
 from schemas.fault_points import FaultPoint, reach
-from schemas.storage.os_errors import translated_os_errors
+from schemas.storage.os_errors import explain_os_error, translated_os_errors
 from schemas.storage.storage import Filled, StoredFile
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -107,9 +108,9 @@ class LocalStorage:
             temporary = write_temporary(path, data)
             try:
                 # What it names was perhaps created by a process that has not come to sync it yet.
-                for entry in os.scandir(path.parent):
-                    if entry.is_dir(follow_symlinks=False):
-                        sync_directory(Path(entry.path))
+                for directory in path.parent.iterdir():
+                    if directory.is_dir():
+                        sync_directory(directory)
                 reach(FaultPoint.MANIFEST_WRITTEN)
                 os.replace(temporary, path)
             except BaseException:
@@ -174,6 +175,10 @@ def _refusals(root: str, name: str) -> Iterator[None]:
     except PermissionError as error:
         raise ResourceError(f"{root}/{name}: no permission to read it") from error
     except OSError as error:
+        # A sector that cannot be read is damage of one file; of other failures no file is to blame.
+        refusal = None if error.errno == errno.EIO else explain_os_error(error, f"{root}/{name}")
+        if refusal is not None:
+            raise refusal from error
         raise DamagedStoreError(f"{name} cannot be read ({error.strerror or error})", store=root) from error
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.errors import DamagedStoreError
+from schemas.errors import DamagedStoreError, ResourceError
 from schemas.fault_points import FaultPoint, reach
 from schemas.storage.copy_cache import CopyCache, CopyError
 from schemas.storage.filesystem import needs_directories, open_filesystem
@@ -142,13 +142,13 @@ class ObjectStorage:
     def create_settled(self, name: str, data: bytes) -> bool:
         """Does what ``create`` does; the probe's files are no records, so no fault point is reached."""
         attempt = self._create_alone if self._single_committer else self._create_conditionally
-        return bool(self._persist(name, partial(attempt, self._url(name), data)))
+        return bool(self._write(name, partial(attempt, self._url(name), data)))
 
     def replace(self, name: str, data: bytes) -> None:
         """See ``StoreSink``: as atomic as the service's own PUT, which on object stores is whole."""
         url = self._url(name)
         reach(FaultPoint.MANIFEST_WRITTEN)
-        self._persist(name, lambda: self._call("pipe_file", url, data, num_bytes=len(data)))
+        self._write(name, lambda: self._call("pipe_file", url, data, num_bytes=len(data)))
         reach(FaultPoint.MANIFEST_REPLACED)
 
     def publish(self, name: str, fill: Callable[[Path], Filled]) -> Filled:
@@ -159,7 +159,7 @@ class ObjectStorage:
             with translated_os_errors(staged):
                 filled = fill(staged)
             reach(FaultPoint.SHARD_SYNCED)
-            self._persist(name, lambda: self._upload(staged, url), is_transfer=True)
+            self._write(name, lambda: self._upload(staged, url), is_transfer=True)
             reach(FaultPoint.SHARD_RENAMED)
         return filled
 
@@ -174,10 +174,18 @@ class ObjectStorage:
     def make_directories(self, names: tuple[str, ...]) -> None:
         """Makes directories below the root, where the service has any."""
         for name in names if needs_directories(self.root) else ():
-            self._persist(name, partial(self._call, "makedirs", self._url(name), exist_ok=True))
+            self._write(name, partial(self._call, "makedirs", self._url(name), exist_ok=True))
 
     def _persist(self, name: str, action: Callable[[], Any], *, is_transfer: bool = False) -> Any:
         return persist(action, self._settings, location=f"{self.root}/{name}", is_transfer=is_transfer)
+
+    def _write(self, name: str, action: Callable[[], Any], *, is_transfer: bool = False) -> Any:
+        try:
+            return self._persist(name, action, is_transfer=is_transfer)
+        except FileNotFoundError as error:
+            raise ResourceError(
+                f"{self.root}/{name}: there is nothing to write to; check the bucket and the endpoint"
+            ) from error
 
     def _call(self, method: str, *arguments: Any, num_bytes: int = 0, **options: Any) -> Any:
         """Makes a request of the file system that ends after its time, whatever the service does."""

@@ -1,6 +1,6 @@
 """Reading many small files of a store at once: an object store answers slowly, but many at a time.
 
-Invariants (tests/reliability/test_hostile_stores.py):
+Invariants (tests/schemas/test_reading.py):
     1. Files are held only until they are taken: memory does not grow with their number.
 """
 

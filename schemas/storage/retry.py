@@ -27,14 +27,14 @@ from tenacity import (
     wait_random,
 )
 
-from schemas.errors import RecipeError, first_line
+from schemas.errors import RecipeError
 from schemas.storage.service_errors import (
     explain_service_error,
     is_clean,
     is_existing,
     is_missing,
     is_transient,
-    scrub,
+    say,
     service_errors,
 )
 
@@ -130,7 +130,7 @@ def persist(
 
 def _log_try(state: RetryCallState, location: str) -> None:
     error = state.outcome.exception() if state.outcome is not None else None
-    said = scrub(first_line(error)) if error is not None else ""
+    said = say(error) if error is not None else ""
     _LOGGER.warning("%s: %s; trying again (%d tries so far)", location, said, state.attempt_number)
 
 

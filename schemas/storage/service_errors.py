@@ -150,7 +150,7 @@ def service_code(error: BaseException) -> str | None:
 
 def explain_service_error(error: BaseException, location: str, *, tries: str = "") -> ResourceError:
     """Returns the refusal of a service as one line that says what to do, without credentials."""
-    said = scrub(first_line(error))
+    said = say(error)
     status = http_status(error)
     if isinstance(error, _loaded(_CREDENTIAL_CLASSES)):
         advice = (
@@ -173,6 +173,12 @@ def explain_service_error(error: BaseException, location: str, *, tries: str = "
     else:
         advice = f"the storage service refused ({type(error).__name__}: {said})"
     return ResourceError(f"{location}: {advice}")
+
+
+def say(error: BaseException) -> str:
+    """Returns the first line of what a service or a library said, without credentials."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    return scrub(said.strip().partition("\n")[0])
 
 
 def is_clean(error: BaseException) -> bool:

@@ -229,8 +229,8 @@ def test_ranks_that_do_not_stop_in_time_are_killed(stage: TinyStage, monkeypatch
 def test_an_exception_in_the_caller_ends_the_ranks(stage: TinyStage, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(
         monkeypatch,
-        '(Path(job.output) / \'metrics.jsonl\').write_text(\'{"kind": "step", "step": 1}\\n\')\n'
         "(Path(job.output) / 'session').write_text(str(os.getsid(0)))\n"
+        '(Path(job.output) / \'metrics.jsonl\').write_text(\'{"kind": "step", "step": 1}\\n\')\n'
         "time.sleep(600)",
     )
     job = stage.job("aborted")

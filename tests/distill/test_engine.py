@@ -152,6 +152,12 @@ def test_another_clip_than_the_stages_is_refused() -> None:
         engine_config(make_job({"gradient_clipping": 0.3}), PLAN, 1)
 
 
+def test_moments_on_nvme_are_refused() -> None:
+    offload = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "unused"}}
+    with pytest.raises(RecipeError, match=r"offload_optimizer\.device: a checkpoint cannot read"):
+        engine_config(make_job({"zero_optimization": offload}), PLAN, 1)
+
+
 def test_batch_fields_follow_from_the_plan() -> None:
     config = engine_config(make_job({"zero_optimization": {"stage": 1}}), StepPlan(10, 4, 3), 2)
     assert config["train_batch_size"] == 24

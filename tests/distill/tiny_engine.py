@@ -19,7 +19,7 @@ from distill.engine_state import load_engine_state, save_engine_state
 from schemas.digest import read_document, write_document
 from schemas.job import PartSource, StageJob
 from schemas.recipe import ConfigInit, Training
-from tests.child_ranks import SERVER
+from tests.forkserver import SERVER
 
 PLAN = StepPlan(total_steps=10, micro_batch=4, accumulation=1)
 NUM_ROWS = 4

@@ -20,6 +20,7 @@ from schemas.errors import (
     IncompleteStoreError,
     InterruptedRunError,
     LabelError,
+    RecipeError,
     RefusedError,
 )
 from schemas.plan import make_plan
@@ -252,3 +253,13 @@ def test_given_stores_of_one_part_with_different_cuts_are_refused(
     requests = [given_request(store.root, part, name) for name, store in (("one", given), ("two", other))]
     with pytest.raises(RefusedError, match="cut into different shards"):
         make(*requests)
+
+
+def test_a_cut_into_more_shards_than_a_store_may_have_is_refused_before_any_work(
+    model: Path, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make.may_start = False
+    monkeypatch.setattr("precompute.stores.MAX_SHARDS", 3)
+    with pytest.raises(RecipeError, match=r"store\.shard_rows: .* at most 3"):
+        make(request_of(model, make.part()), shard_rows=1)
+    assert not (make.directory / "stores").exists()

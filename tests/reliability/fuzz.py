@@ -81,11 +81,12 @@ def measure_peak_mb() -> float:
 
 
 def main() -> None:
-    from tests.reliability import fuzz_arrow
+    from tests.reliability import fuzz_arrow, fuzz_store
 
     faulthandler.enable()
+    cases = {**fuzz_arrow.CASES, **fuzz_store.CASES}
     area, seed, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    print(json.dumps(asdict(run_cases(fuzz_arrow.CASES[area], seed, count))))
+    print(json.dumps(asdict(run_cases(cases[area], seed, count))))
 
 
 if __name__ == "__main__":

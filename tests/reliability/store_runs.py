@@ -1,13 +1,12 @@
 """Runs that fill one store, in this process or in children, that can be ended or paused at any step.
 
 A run does what ``precompute.stores.make_stores`` and a worker do with one store, with a teacher whose
-logits are a function of the row. Nothing here imports torch or Ray, so that a child starts in no time:
-children are forked from a server process that has imported this module.
+logits are a function of the row. A child starts in no time: it is forked from a server process that has
+imported this module.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -15,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -31,15 +31,15 @@ from schemas.plan import Plan, ShardTask, make_plan
 from schemas.records import MANIFEST_FILE, PLAN_FILE, STORE_FILE, StoreIdentity
 from schemas.storage.location import open_storage
 from schemas.store_files import has_file, load_commits, load_manifest
+from tests.forkserver import SERVER, preload
 from tests.store_factory import make_table
 
 LABELS = ("yes", "no")
 POINTS = tuple(point for point in FaultPoint if not point.startswith("checkpoint-"))
 ACTOR_POINTS = tuple(point for point in POINTS if point.startswith(("shard-", "record-")))
 _GRACE_S = 30.0
-_CONTEXT = multiprocessing.get_context("forkserver")
 # Pandas: pyarrow imports it, where it is there, at the first conversion.
-_CONTEXT.set_forkserver_preload(["pytest", "pandas", "pyarrow.pandas_compat", __name__])
+preload("pytest", "pandas", "pyarrow.pandas_compat", "s3fs", __name__)
 
 Step = tuple[FaultPoint, int]
 """A fault point and how often it was reached before."""
@@ -106,24 +106,31 @@ def make_batches(store: StoreWriter, task: ShardTask, batch_rows: int) -> Iterat
     yield from encode_rows(rows, logits_RC, store.schema, batch_rows)
 
 
-def run_store(root: Path | str, shape: Shape = SMALL) -> list[Try]:
-    """Fills the store at ``root``, from wherever it is, until it is complete."""
+def run_store(root: Path | str, shape: Shape = SMALL, *, looks: bool = True) -> list[Try]:
+    """Fills the store at ``root`` from wherever it is until it is complete; ``looks``: see ``run_shards``."""
     plan = shape.plan()
     identity = make_identity(plan)
     has_manifest = has_file(open_storage(root), MANIFEST_FILE)
     if has_manifest and StoreWriter.attach(root, expected=identity).is_complete():
         return []
     store = StoreWriter.open(root, identity, plan)
-    tries = list(run_shards(store, shape.batch_rows))
+    tries = list(run_shards(store, shape.batch_rows, looks=looks))
     store.finish()
     return tries
 
 
-def run_shards(store: StoreWriter, batch_rows: int) -> Iterator[Try]:
-    """Writes the shards that nobody has committed when their turn comes."""
+def run_shards(store: StoreWriter, batch_rows: int, *, looks: bool = True) -> Iterator[Try]:
+    """Writes the shards that are pending.
+
+    Args:
+        store: Where.
+        batch_rows: Rows of a record batch.
+        looks: Leave out what somebody has committed when its turn comes, as a worker does. Otherwise
+            every shard that was pending at the start is a race with whoever else is at work.
+    """
     committed = store.committed_shards()
     for task in store.plan.tasks():
-        if task.shard in committed or store.find_commit(task.shard, 0) is not None:
+        if task.shard in committed or (looks and store.find_commit(task.shard, 0) is not None):
             continue
         record, mine = store.write_shard(task, make_batches(store, task, batch_rows))
         yield Try(task.shard, record.file, mine)
@@ -181,6 +188,7 @@ class Errand:
         environ: Variables to set first.
         report: Where the shards that it wrote are listed, if it comes to its end.
         start: The child waits until this file is there.
+        looks: See ``run_shards``.
     """
 
     root: str
@@ -190,6 +198,7 @@ class Errand:
     environ: Mapping[str, str] | None = None
     report: Path | None = None
     start: Path | None = None
+    looks: bool = True
 
     def do(self) -> None:
         """Runs, inside the child."""
@@ -197,7 +206,7 @@ class Errand:
         while self.start is not None and not self.start.exists():
             time.sleep(0.001)
         with at_step(self.step, self.action or _nothing):
-            tries = run_store(self.root, self.shape)
+            tries = run_store(self.root, self.shape, looks=self.looks)
         if self.report is not None:
             lines = [f"{one.shard} {one.file} {int(one.committed)}\n" for one in tries]
             self.report.write_text("".join(lines))
@@ -206,7 +215,7 @@ class Errand:
 @contextmanager
 def children(*errands: Errand) -> Iterator[Sequence[BaseProcess]]:
     """Starts a child for each errand; none of them outlives the block."""
-    processes = [_CONTEXT.Process(target=errand.do, daemon=True) for errand in errands]
+    processes = [SERVER.Process(target=errand.do, daemon=True) for errand in errands]
     for process in processes:
         process.start()
     try:
@@ -219,8 +228,18 @@ def children(*errands: Errand) -> Iterator[Sequence[BaseProcess]]:
 
 def run_child(errand: Errand) -> int:
     """Runs a child to its end and returns its exit code; minus the signal if one ended it."""
-    with children(errand) as (process,):
+    return run_process(Errand.do, errand)
+
+
+def run_process(target: Callable[[Errand], None], errand: Errand) -> int:
+    """Runs a function in a child, as ``run_child`` does."""
+    process = SERVER.Process(target=target, args=(errand,), daemon=True)
+    process.start()
+    try:
         return wait_for_end(process)
+    finally:
+        process.kill()
+        process.join()
 
 
 def wait_for_end(process: BaseProcess) -> int:
@@ -256,11 +275,12 @@ def read_report(path: Path) -> list[Try]:
     return [Try(int(shard), file, bool(int(mine))) for shard, file, mine in lines]
 
 
-def read_store(root: Path) -> pa.Table:
-    """Reads a finished store's rows, shard by shard, with nothing but pyarrow."""
-    records = [commit.record for commit in load_commits(open_storage(root)).values()]
-    tables = [pa.ipc.open_file(pa.memory_map(str(root / "data" / record.file))) for record in records]
-    return pa.concat_tables(table.read_all() for table in tables)
+def read_store(root: Path | str) -> pa.Table:
+    """Reads a finished store's rows, shard by shard, without the code that reads stores."""
+    storage = open_storage(root)
+    records = [commit.record for commit in load_commits(storage).values()]
+    files = (storage.map_file(f"data/{record.file}", sha256=record.sha256) for record in records)
+    return pa.concat_tables(pa.ipc.open_file(file).read_all() for file in files)
 
 
 def expected_table(shape: Shape = SMALL) -> pa.Table:
@@ -272,15 +292,14 @@ def expected_table(shape: Shape = SMALL) -> pa.Table:
     return pa.table([*(plan.rows.column(name) for name in names), logits], names=[*names, "logits"])
 
 
-def leftovers(root: Path) -> list[str]:
+def leftovers(root: Path | str) -> list[str]:
     """Lists the files of a store that nothing refers to."""
     storage = open_storage(root)
-    commits = load_commits(storage).values()
+    found = {file.name for directory in ("", "data", "commit") for file in storage.list_files(directory)}
     referenced = {STORE_FILE, PLAN_FILE, MANIFEST_FILE}
-    referenced |= {f"data/{commit.record.file}" for commit in commits}
+    referenced |= {f"data/{commit.record.file}" for commit in load_commits(storage).values()}
     # A repair's record stands beside the one that it replaces.
-    referenced |= {f"commit/{path.name}" for path in (root / "commit").glob("s*.r*.json")}
-    found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    referenced |= {name for name in found if fnmatch(name, "commit/s*.r*.json")}
     return sorted(found - referenced)
 
 
@@ -292,7 +311,7 @@ def is_garbage(name: str) -> bool:
     )
 
 
-def check_finished(root: Path, shape: Shape = SMALL, *, where: object = "") -> None:
+def check_finished(root: Path | str, shape: Shape = SMALL, *, where: object = "") -> None:
     """Checks that a store is complete, sound, and has the content of an undisturbed run."""
     for deep in (False, True):
         diagnosis = diagnose_store(root, deep=deep)

@@ -69,7 +69,16 @@ def test_whatever_a_loss_of_power_leaves_is_resumed_and_nothing_committed_is_los
     check_images(disk, directory, tally, "one run")
 
 
-@pytest.mark.parametrize("number", range(5), ids=["plan", "STORE", "first", "second", "last"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(
+            pytest.param(number, id=name, marks=pytest.mark.slow)
+            for number, name in enumerate(("plan", "STORE", "first", "second"))
+        ),
+        pytest.param(4, id="last"),
+    ],
+)
 def test_a_run_that_builds_upon_anothers_unsynced_record_makes_it_durable(
     directory: Path, number: int, tally: Tally
 ) -> None:

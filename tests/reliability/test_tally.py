@@ -17,13 +17,13 @@ def test_a_count_is_kept_and_appended_to_the_file_that_the_environment_names(
     path = tmp_path / "tally.jsonl"
     monkeypatch.setenv(TALLY_VARIABLE, str(path))
     tally("tally", "itself", 3, 2)
-    tally("tally", "itself", 1, 1)
+    tally("tally", "itself", 1, 1, seconds=2.5)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [
-        {"area": "tally", "case": "itself", "tried": 3, "survived": 2},
-        {"area": "tally", "case": "itself", "tried": 1, "survived": 1},
+        {"area": "tally", "case": "itself", "tried": 3, "survived": 2, "seconds": 0.0},
+        {"area": "tally", "case": "itself", "tried": 1, "survived": 1, "seconds": 2.5},
     ]
-    assert counts[before:] == [Count("tally", "itself", 3, 2), Count("tally", "itself", 1, 1)]
+    assert counts[before:] == [Count("tally", "itself", 3, 2), Count("tally", "itself", 1, 1, 2.5)]
     del counts[before:]
 
 

@@ -47,11 +47,12 @@ def directory() -> Iterator[Path]:
         yield found
 
 
-def race(root: Path, num_runs: int, shape: Shape) -> list[list[int]]:
+def race(root: Path, num_runs: int, shape: Shape, *, looks: bool = False) -> list[list[int]]:
     """Lets runs fill one store at once; returns the shards that each committed."""
     start = root.with_name(f"{root.name}-start")
     reports = [root.with_name(f"{root.name}-report-{number}") for number in range(num_runs)]
-    with children(*(Errand(str(root), shape, report=report, start=start) for report in reports)) as runs:
+    errands = [Errand(str(root), shape, report=report, start=start, looks=looks) for report in reports]
+    with children(*errands) as runs:
         start.touch()
         assert [wait_for_end(run) for run in runs] == [0] * num_runs
     tries = [read_report(report) for report in reports]
@@ -61,15 +62,16 @@ def race(root: Path, num_runs: int, shape: Shape) -> list[list[int]]:
     return [[one.shard for one in found if one.committed] for found in tries]
 
 
+@pytest.mark.parametrize("looks", [False, True], ids=["each shard a race", "committed ones left out"])
 @pytest.mark.parametrize("num_runs", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_runs_that_fill_one_store_at_once_both_end_and_each_shard_has_one_winner(
-    directory: Path, num_runs: int, tally: Tally
+    directory: Path, num_runs: int, looks: bool, tally: Tally
 ) -> None:
     root = directory / "store"
     with counted(tally, AREA, f"{num_runs} runs at once, shards") as trials:
         num_shards = MANY.plan().num_shards
         with trials.attempt(num_shards):
-            won = race(root, num_runs, MANY)
+            won = race(root, num_runs, MANY, looks=looks)
             assert Counter(shard for shards in won for shard in shards) == Counter(range(num_shards))
             assert not leftovers(root)
             check_finished(root, MANY)

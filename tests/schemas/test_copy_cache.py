@@ -74,6 +74,7 @@ def test_a_damaged_copy_does_not_come_back_when_its_source_is_gone(cache: CopyCa
     for _ in range(2):
         with pytest.raises(FileNotFoundError):
             cache.map(hash_of(b"shard"), absent)
+        assert copies(cache) == set()
 
 
 def test_what_is_spoiled_on_its_way_is_fetched_once_more_and_never_kept(cache: CopyCache) -> None:

@@ -17,7 +17,7 @@ import pytest
 from schemas.errors import DamagedStoreError, RecipeError, ResourceError
 from schemas.storage.location import create_storage, list_locations, open_storage
 from schemas.storage.object_store import ObjectStorage, _modified_s
-from tests.object_server import ObjectServer, object_server
+from tests.object_server import Kind, ObjectServer, object_server
 
 SHARD = bytes(range(256)) * 4096
 SHARD_HASH = hashlib.sha256(SHARD).hexdigest()
@@ -129,6 +129,18 @@ def test_a_single_committer_may_use_a_service_that_ignores_the_condition(server:
     assert storage.create("commit/a.json", b"first")
     assert not storage.create("commit/a.json", b"second")
     assert server.get("store/commit/a.json") == b"first"
+
+
+def test_threads_of_a_single_committer_take_turns(server: ObjectServer) -> None:
+    server.faults.ignores_if_none_match = True
+    storages = [create_storage(server.url(), single_committer=True) for _ in range(2)]
+    for _ in range(8):
+        # Everyone would look before the first has written.
+        server.faults.add(Kind.SLOW_AFTER, methods=("GET",), delay_s=0.1)
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: storages[i % 2].create("commit/a.json", b"%d" % i), range(8)))
+    assert sum(won) == 1
+    assert server.get("store/commit/a.json") == b"%d" % won.index(True)
 
 
 def test_a_refusal_that_does_not_name_its_condition_is_understood(

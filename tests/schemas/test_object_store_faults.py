@@ -109,9 +109,11 @@ def test_a_refusal_is_not_tried_again(server: ObjectServer, storage: ObjectStora
 
 @pytest.mark.parametrize("kind", [Kind.DROP_AFTER, Kind.SLOW_AFTER])
 def test_a_create_whose_answer_is_lost_is_known_to_have_won(
-    server: ObjectServer, storage: ObjectStorage, kind: Kind
+    server: ObjectServer, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.faults.add(kind, methods=("PUT",), delay_s=3)
+    monkeypatch.setenv("TMKD_STORAGE_READ_TIMEOUT_S", "0.5")
+    storage = ObjectStorage(server.url())
+    server.faults.add(kind, methods=("PUT",), delay_s=1.5)
     assert storage.create("commit/a.json", b"ours")
     assert server.get("store/commit/a.json") == b"ours"
     assert not storage.create("commit/a.json", b"theirs")
@@ -169,7 +171,8 @@ def test_a_shard_that_was_uploaded_short_is_sent_again(
 
     monkeypatch.setattr(filesystem, "put_file", put_short_once)
     publish_shard(storage)
-    assert len(sent) == 2
+    # More than two only where the machine is so slow that an answer comes too late.
+    assert len(sent) >= 2
     assert server.get("store/data/a.arrow") == SHARD
 
 
@@ -281,6 +284,15 @@ def test_no_credential_is_shown(
         texts = [caught.value.message, str(caught.value.__cause__), repr(storage), caplog.text]
         for secret in ("wholly-secret-key", "test-access-key", "0123abcd"):
             assert not any(secret in text for text in texts), status
+
+
+@pytest.mark.parametrize("operation", ["create", "replace", "publish"])
+def test_something_that_is_no_object_store_cannot_be_written_to(
+    server: ObjectServer, storage: ObjectStorage, operation: str
+) -> None:
+    server.faults.add(Kind.STATUS, times=10**6, status=404, code="404")
+    with pytest.raises(ResourceError, match="check the bucket and the endpoint"):
+        OPERATIONS[operation](storage)
 
 
 def test_concurrent_creators_on_a_service_that_loses_answers_have_one_winner(

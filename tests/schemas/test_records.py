@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from schemas.digest import encode_document
-from schemas.errors import DamagedStoreError
+from schemas.errors import DamagedStoreError, DataError
 from schemas.records import (
     CommitRecord,
     StoreIdentity,
@@ -82,3 +82,10 @@ def test_a_missing_record_is_a_damaged_store(tmp_path: Path) -> None:
 def test_names_have_fixed_widths_that_sort() -> None:
     assert record_name(123, 0) == "s000123.r0.json"
     assert store_directory_name("a" * 64, "b" * 64) == "a" * 16 + "-" + "b" * 16
+
+
+def test_a_record_that_no_reader_would_take_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = CommitRecord.model_validate(COMMIT)
+    monkeypatch.setattr("schemas.digest.MAX_DOCUMENT_VALUES", 10)
+    with pytest.raises(DataError, match=r"raise store\.shard_rows"):
+        encode_record(record)
