@@ -45,6 +45,8 @@ from schemas.store_files import load_plan
 # What a row may take of a file, on average over a record batch. Hashing goes through all bytes, and the
 # apparent size of a file costs a stranger nothing.
 MAX_ROW_BYTES = 64 * 1024
+# A chunk's kept entries; dense, a chunk of 512 tokens of a vocabulary of 50,000 takes 50 MB.
+MAX_CHUNK_BYTES = 256 * 1024 * 1024
 MAX_REGION_BYTES = 64 * 1024 * 1024
 _MAX_VERSION_CHARACTERS = 20
 
@@ -84,7 +86,8 @@ def read_store_records(source: StoreSource) -> StoreRecords:
     )
     if num_rows != plan.num_rows:
         raise DamagedStoreError("the manifest's number of rows is not that of its plan", store=source.root)
-    records = _read_commits(source, manifest, plan)
+    row_bytes = MAX_CHUNK_BYTES if identity.level == "token" else MAX_ROW_BYTES
+    records = _read_commits(source, manifest, plan, row_bytes)
     _check_excluded(source.root, manifest, plan, records)
     return StoreRecords(manifest, identity, plan, records)
 
@@ -120,11 +123,16 @@ def _check_identity(root: str, manifest: Manifest, identity: StoreIdentity) -> N
     if hash_value(identity.generation) != identity.generation_hash:
         raise DamagedStoreError(f"{STORE_FILE} does not match its generation hash", store=root)
     labels = identity.native_labels
-    if not labels or len(set(labels)) != len(labels):
+    if identity.level == "token":
+        if labels:
+            raise DamagedStoreError(f"{STORE_FILE} names labels, which a token-level store has not", store=root)
+    elif not labels or len(set(labels)) != len(labels):
         raise DamagedStoreError(f"{STORE_FILE} names no labels, or one twice", store=root)
 
 
-def _read_commits(source: StoreSource, manifest: Manifest, plan: Plan) -> tuple[CommitRecord, ...]:
+def _read_commits(
+    source: StoreSource, manifest: Manifest, plan: Plan, row_bytes: int
+) -> tuple[CommitRecord, ...]:
     # A list of the right length, with shard i at place i, names no file twice.
     if [entry.shard for entry in manifest.shards] != list(range(plan.num_shards)):
         raise DamagedStoreError("the manifest's shards are not those of its plan", store=source.root)
@@ -136,7 +144,7 @@ def _read_commits(source: StoreSource, manifest: Manifest, plan: Plan) -> tuple[
             name = f"{COMMIT_DIRECTORY}/{entry.record}"
             _check_hash(source.root, name, data, entry.record_sha256)
             record = parse_record(data, CommitRecord, store=source.root, name=name)
-            problem = _find_problem(record, entry, task, manifest)
+            problem = _find_problem(record, entry, task, manifest) or _find_wrong_sum(record, row_bytes)
             if problem is not None:
                 raise DamagedStoreError(f"{name} {problem}", store=source.root)
             records.append(record)
@@ -166,15 +174,15 @@ def _find_problem(
         return f"holds the record of shard {record.shard}, revision {record.revision}"
     if (record.num_rows, record.num_bytes) != (entry.num_rows, entry.num_bytes):
         return "has other rows or bytes than its manifest says"
-    return _find_wrong_sum(record)
+    return None
 
 
-def _find_wrong_sum(record: CommitRecord) -> str | None:
+def _find_wrong_sum(record: CommitRecord, row_bytes: int) -> str | None:
     offset = 0
     for region in record.regions():
         if region.offset != offset:
             return f"leaves a gap before byte {region.offset}"
-        if region.length > MAX_REGION_BYTES + region.rows * MAX_ROW_BYTES:
+        if region.length > MAX_REGION_BYTES + region.rows * row_bytes:
             return f"has a region of {region.length} bytes for {region.rows} rows"
         offset += region.length
     if not all(batch.length for batch in record.batches):

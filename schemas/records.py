@@ -51,15 +51,18 @@ class StoreIdentity(Frozen):
     Attributes:
         plan_hash: Of the plan (64 hex digits).
         generation_hash: Of ``generation``.
+        level: What a row is: an example with its logits, or a chunk with kept entries of its positions.
         generation: The fields whose change makes other logits: teacher weights, tokenizer, maximum
-            length, truncation, column order, dtype, attention, keep policy.
-        native_labels: The teacher's label names in the order of its logits. Names only: not hashed.
+            length, truncation, column order, dtype, attention, keep policy. Token level: also ``policy``,
+            ``grid``, ``codec``, ``vocab``, ``tokenizer`` and ``chunks``.
+        native_labels: The teacher's label names in the order of its logits; none at token level. Names
+            only: not hashed.
         teacher, corpus, part: Names for people and for the near-miss check. Not hashed.
         produced_by: Engine and library versions. Not hashed.
     """
 
     format: Literal["1.0"] = "1.0"
-    level: Literal["classification"] = "classification"
+    level: Literal["classification", "token"] = "classification"
     plan_hash: Hash
     generation_hash: Hash
     generation: dict[str, Any]
