@@ -1,0 +1,141 @@
+"""A token-level store, read by rows (chunks) of its corpus part.
+
+Shapes: B rows asked for, R rows of a batch, N stored positions of the rows asked for.
+
+Invariants (tests/distill/test_token_store.py):
+    1. Those of ``distill.row_store``; the schema of every shard names the codec, policy, vocabulary and
+       grid of the store's identity.
+    2. Rows come in the order asked for, whatever batches they lie in.
+    3. Values are checked whenever they are decoded (``schemas.token_rows``, ``schemas.codec``), also
+       where hashes match: ids lie in the vocabulary, log-probabilities are numbers at or below 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ValidationError
+
+from distill.row_store import Rows, StoreReader
+from distill.shard_layout import KeyColumns, ShardLayout, view_keys
+from distill.store_records import StoreRecords
+from schemas.codec import CodecError
+from schemas.column_view import wrap_integers
+from schemas.errors import DamagedStoreError, RecipeError, first_line
+from schemas.policy import POLICY_ADAPTER
+from schemas.records import STORE_FILE, StoreIdentity
+from schemas.token_rows import TokenLayout, TokenRows, decode_token_rows, make_layout, read_layout, token_schema
+
+
+@dataclass(frozen=True, slots=True)
+class TokenColumns(KeyColumns):
+    """One record batch of chunks.
+
+    Attributes:
+        batch: All of its columns.
+    """
+
+    batch: pa.RecordBatch
+
+
+class TokenStore(StoreReader[TokenColumns]):
+    """One language model's kept entries over one corpus part. Use ``TokenStore.open``."""
+
+    level: Literal["classification", "token"] = "token"
+
+    @classmethod
+    def make_layout(cls, root: str, found: StoreRecords) -> ShardLayout[TokenColumns]:
+        """Returns the layout of the shards that the identity describes.
+
+        Raises:
+            DamagedStoreError: It describes none.
+        """
+        layout = _read_identity(root, found.identity)
+        schema = token_schema(layout.codec.name, layout.entries.policy, layout.entries.vocab, layout.grid)
+
+        def find_foreign(metadata: Mapping[bytes, bytes]) -> str | None:
+            try:
+                return None if read_layout(metadata) == layout else "its codec, policy or grid is another"
+            except CodecError as error:
+                return str(error)
+
+        return ShardLayout(schema, _split, lambda columns: None, find_foreign)
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Codec, policy, vocabulary and grid."""
+        return read_layout(self._layout.schema.metadata)
+
+    @property
+    def tokenizer(self) -> str:
+        """Hash of the tokenizer that made the chunks (``schemas.tokenizer``)."""
+        return str(self.identity.generation.get("tokenizer"))
+
+    @property
+    def objective(self) -> str:
+        """``causal`` or ``masked``."""
+        chunks = self.identity.generation.get("chunks")
+        return str(chunks.get("objective")) if isinstance(chunks, dict) else "unknown"
+
+    def gather(self, rows: Rows) -> TokenRows:
+        """Decodes ``rows``.
+
+        Args:
+            rows: int64[B], row numbers of the part, in any order.
+
+        Returns:
+            The B rows in that order; ids and log-probabilities as narrow as they are stored. It may
+            share mapped memory: it is not to be written to.
+
+        Raises:
+            DataError: A row is out of range or excluded.
+            DamagedStoreError: A touched batch does not match its hash, or does not decode.
+        """
+        pieces, places = [], []
+        for positions, within, columns in self.locate(rows):
+            pieces.append(columns.batch.take(wrap_integers(np.ascontiguousarray(within))))
+            places.append(positions)
+        if not pieces:
+            return self._decode(pa.RecordBatch.from_pylist([], schema=self._layout.schema))
+        batch = pieces[0]
+        if len(pieces) > 1:
+            batch = pa.Table.from_batches(pieces).combine_chunks().to_batches()[0]
+        order = np.concatenate(places)
+        if (np.diff(order) < 0).any():
+            batch = batch.take(wrap_integers(np.argsort(order)))
+        return self._decode(batch)
+
+    def _decode(self, batch: pa.RecordBatch) -> TokenRows:
+        try:
+            return decode_token_rows(batch, self.layout, narrow=True)
+        except CodecError as error:
+            raise DamagedStoreError(f"rows do not decode: {error}", store=self.root) from error
+
+
+def _read_identity(root: str, identity: StoreIdentity) -> TokenLayout:
+    body = identity.generation
+    try:
+        policy = POLICY_ADAPTER.validate_python(body["policy"])
+        codec, vocab, grid = body["codec"], body["vocab"], body["grid"]
+        if not isinstance(codec, str) or type(vocab) is not int or not isinstance(grid, list):
+            raise TypeError("codec, vocab and grid are a name, a number and a list")
+        return make_layout(codec, policy, vocab, _temperatures(grid))
+    except (KeyError, TypeError, ValidationError, RecipeError) as error:
+        raise DamagedStoreError(
+            f"{STORE_FILE} describes no token-level store ({first_line(error)})", store=root
+        ) from error
+
+
+def _temperatures(grid: list[Any]) -> list[float]:
+    if not all(isinstance(each, float | int) and math.isfinite(each) for each in grid):
+        raise TypeError("the grid is no list of temperatures")
+    return [float(each) for each in grid]
+
+
+def _split(batch: pa.RecordBatch) -> TokenColumns:
+    return TokenColumns(**view_keys(batch), batch=batch)
