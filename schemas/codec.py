@@ -70,7 +70,7 @@ class Codec:
             CodecError: The entries are not those of the layout: an id is out of range or out of order, a
                 value is NaN, or parts are missing.
         """
-        _check_entries(entries, rows, layout)
+        check_entries(entries, rows, layout)
         return self._encode(entries, rows, layout)
 
     def view(
@@ -113,7 +113,17 @@ CODECS: Mapping[str, Codec] = MappingProxyType(
 )
 
 
-def _check_entries(entries: KeptEntries, rows: Offsets, layout: EntryLayout) -> None:
+def check_entries(entries: KeptEntries, rows: Offsets, layout: EntryLayout) -> None:
+    """Checks that entries are those of a policy over a vocabulary: bounds, counts, order of the ids.
+
+    Args:
+        entries: Of N positions.
+        rows: int64[B + 1], from 0 to N.
+        layout: Policy and vocabulary.
+
+    Raises:
+        CodecError: They are not.
+    """
     counts = entries.counts
     if len(rows) < 1 or rows[0] != 0 or rows[-1] != entries.num_positions or (np.diff(rows) < 0).any():
         raise CodecError(f"rows do not cut {entries.num_positions} positions")

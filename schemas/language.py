@@ -38,9 +38,8 @@ class LanguageTeacher(Frozen):
         tokens_per_batch: Budget of one forward pass, padding included.
         chunk_positions: Positions that go through the output head at once.
         num_actors: The most actors that run this teacher at once.
-        gpus_per_actor: Several where one GPU does not hold the model: give ``device_map`` or ``tp_plan``.
-        device_map: How transformers places the model on an actor's GPUs, such as ``auto``.
-        tp_plan: Tensor parallelism over an actor's GPUs, ``auto``.
+        gpus_per_actor: Several, with ``device_map``, where one GPU does not hold the model.
+        device_map: How transformers spreads the model's layers over an actor's GPUs.
         weight: Factor of this teacher in each loss.
     """
 
@@ -60,7 +59,6 @@ class LanguageTeacher(Frozen):
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
-    tp_plan: Literal["auto"] | None = None
     trust_remote_code: bool = False
     weight: Annotated[float, Field(ge=0)] = 1.0
 
@@ -68,12 +66,10 @@ class LanguageTeacher(Frozen):
     def _check(self) -> Self:
         if (self.model is None) == (self.stores is None):
             raise ValueError("give either model or stores")
-        if self.device_map is not None and self.tp_plan is not None:
-            raise ValueError("give either device_map or tp_plan")
-        if (self.device_map or self.tp_plan) and not self.gpus_per_actor:
-            raise ValueError("device_map and tp_plan place a model on GPUs: set gpus_per_actor")
-        if self.gpus_per_actor > 1 and not (self.device_map or self.tp_plan):
-            raise ValueError("more than one GPU per actor needs device_map: auto or tp_plan: auto")
+        if self.device_map and not self.gpus_per_actor:
+            raise ValueError("device_map spreads a model over GPUs: set gpus_per_actor")
+        if self.gpus_per_actor > 1 and not self.device_map:
+            raise ValueError("more than one GPU per actor needs device_map, such as auto")
         if len(set(self.temperatures)) != len(self.temperatures):
             raise ValueError("temperatures must be distinct")
         return self

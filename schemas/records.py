@@ -49,6 +49,8 @@ class StoreIdentity(Frozen):
     """``STORE.json``: what a store is.
 
     Attributes:
+        level: What a row is: an example with one distribution over labels, or a chunk of a document with
+            one over the vocabulary for each token to predict.
         plan_hash: Of the plan (64 hex digits).
         generation_hash: Of ``generation``.
         level: What a row is: an example with its logits, or a chunk with kept entries of its positions.

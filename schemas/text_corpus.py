@@ -62,6 +62,8 @@ class TextCorpus(Frozen):
         max_length: Most tokens of a chunk; documents are cut into consecutive pieces without overlap.
         add_special_tokens: Whether the tokenizer adds its special tokens to a document.
         mask: For the masked objective.
+        on_bad_row: What to do with a chunk for which a teacher gives logits that are not numbers. Empty
+            documents are left out and counted in any case.
     """
 
     text: str | None = None
@@ -70,6 +72,7 @@ class TextCorpus(Frozen):
     max_length: Annotated[int, Field(ge=8)] = 512
     add_special_tokens: bool = True
     mask: TokenMask = Field(default_factory=TokenMask)
+    on_bad_row: Literal["fail", "exclude"] = "fail"
     parts: Annotated[tuple[TextPart, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
