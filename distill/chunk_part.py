@@ -9,26 +9,21 @@ Invariants (tests/distill/test_language_corpus.py):
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from schemas.chunks import ChunkSpec, hash_chunk, open_chunks
 from schemas.column_view import view_bytes, wrap_integers
 from schemas.entry_layout import CodecError
 from schemas.errors import DataError, RefusedError
 from schemas.job import LanguageJob, PartSource
-from schemas.list_column import list_type, view_list
+from schemas.list_column import view_list
 from schemas.plan import Plan, cut_rows
-from schemas.rows import fingerprint_columns, open_rows
+from schemas.rows import fingerprint_columns
 from schemas.token_rows import TokenChunks
-
-CHUNKS_KEY = b"tmkd.chunks"
 
 Rows = npt.NDArray[np.int64]
 
@@ -39,6 +34,7 @@ class ChunkPart:
 
     Attributes:
         source: What the job says of it.
+        spec: How the chunks were made.
         table: Its rows, mapped.
         bounds: int64[S + 1], the plan's shard bounds.
         lengths: int64[R], tokens of each row.
@@ -46,6 +42,7 @@ class ChunkPart:
     """
 
     source: PartSource
+    spec: ChunkSpec
     table: pa.Table
     bounds: Rows
     lengths: Rows
@@ -59,9 +56,8 @@ class ChunkPart:
             DataError: ``chunks.arrow`` is missing, has another layout, or ids outside the vocabulary.
             RefusedError: It changed since it was planned, or is of another tokenizer or objective.
         """
-        table = open_rows(Path(source.rows))
-        _check_columns(table, source.rows)
-        _check_spec(table.schema.metadata or {}, source.rows, job)
+        spec, table = open_chunks(source.rows)
+        _check_spec(spec, source.rows, job)
         found = fingerprint_columns(table.column("example_id"), table.column("text_hash"))
         cut = cut_rows(table.num_rows, source.shard_rows)
         plan_hash = Plan(table, cut, found).plan_hash
@@ -75,7 +71,7 @@ class ChunkPart:
                 ),
             )
         lengths, num_targets = _count(table, source.rows, job)
-        return cls(source, table, np.asarray(cut, np.int64), lengths, num_targets)
+        return cls(source, spec, table, np.asarray(cut, np.int64), lengths, num_targets)
 
     @property
     def num_rows(self) -> int:
@@ -84,14 +80,28 @@ class ChunkPart:
 
     def gather(self, rows: Rows) -> TokenChunks:
         """Copies the tokens of ``rows``, in any order."""
-        table = self.table.select(["input_ids", "loss_mask"]).take(wrap_integers(rows)).combine_chunks()
+        table = self.table.select(["input_ids", "loss_mask"]).take(wrap_integers(np.ascontiguousarray(rows))).combine_chunks()
         input_ids, offsets = view_list(_column(table, "input_ids"), np.int32)
         loss_mask, _ = view_list(_column(table, "loss_mask"), np.uint8)
         return TokenChunks(input_ids, loss_mask, offsets)
 
+    def check(self, chunks: TokenChunks, rows: Rows) -> None:
+        """Checks that ``rows`` have the tokens of their text hashes.
+
+        Raises:
+            RefusedError: They have not.
+        """
+        for row, expected in enumerate(self.text_hashes(rows)):
+            cut = slice(int(chunks.offsets[row]), int(chunks.offsets[row + 1]))
+            if hash_chunk(chunks.input_ids[cut], chunks.loss_mask[cut]) != expected.tobytes():
+                raise RefusedError(
+                    f"{self.source.rows}: the tokens of row {rows[row]} are not those of their text hash: "
+                    "the chunks were changed; run `tmkd precompute` again"
+                )
+
     def text_hashes(self, rows: Rows) -> npt.NDArray[np.uint8]:
         """Copies the text hashes of ``rows``: uint8[B, 16]."""
-        return view_bytes(self.table.column("text_hash").take(wrap_integers(rows)).combine_chunks())
+        return view_bytes(self.table.column("text_hash").take(wrap_integers(np.ascontiguousarray(rows))).combine_chunks())
 
 
 def _column(table: pa.Table, name: str) -> pa.ListArray:
@@ -99,26 +109,9 @@ def _column(table: pa.Table, name: str) -> pa.ListArray:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
-def _check_columns(table: pa.Table, path: str) -> None:
-    wanted = {
-        "ordinal": pa.int64(),
-        "example_id": pa.string(),
-        "text_hash": pa.binary(16),
-        "input_ids": list_type(np.int32),
-        "loss_mask": list_type(np.uint8),
-    }
-    for name, type_ in wanted.items():
-        if name not in table.column_names or table.schema.field(name).type != type_:
-            raise DataError(f"{path}: has columns {', '.join(table.column_names)}, not those of chunks")
-
-
-def _check_spec(metadata: Mapping[bytes, bytes], path: str, job: LanguageJob) -> None:
-    try:
-        spec: dict[str, Any] = json.loads(metadata[CHUNKS_KEY])
-        found = {name: spec[name] for name in ("tokenizer", "vocab", "objective")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: does not say how its chunks were made") from error
+def _check_spec(spec: ChunkSpec, path: str, job: LanguageJob) -> None:
     wanted = {"tokenizer": job.tokenizer, "vocab": job.vocab, "objective": job.objective}
+    found = {name: getattr(spec, name) for name in wanted}
     differing = [
         f"{name}: {str(found[name])[:16]} -> {str(wanted[name])[:16]}"
         for name in wanted
@@ -126,8 +119,8 @@ def _check_spec(metadata: Mapping[bytes, bytes], path: str, job: LanguageJob) ->
     ]
     if differing:
         raise RefusedError(
-            f"{path}: its chunks are of another tokenizer, vocabulary or objective than the job's "
-            f"({'; '.join(differing)}); run `tmkd precompute` again",
+            f"{path}: its chunks are of another {differing[0].partition(':')[0]} than the student's; "
+            "teacher, chunks and student must share one tokenizer and objective",
             differing=differing,
         )
 

@@ -12,24 +12,22 @@ Invariants (tests/distill/test_token_store.py):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import ValidationError
 
 from distill.row_store import Rows, StoreReader
 from distill.shard_layout import KeyColumns, ShardLayout, view_keys
 from distill.store_records import StoreRecords
 from schemas.codec import CodecError
 from schemas.column_view import wrap_integers
-from schemas.errors import DamagedStoreError, RecipeError, first_line
-from schemas.policy import POLICY_ADAPTER
-from schemas.records import STORE_FILE, StoreIdentity
-from schemas.token_rows import TokenLayout, TokenRows, decode_token_rows, make_layout, read_layout, token_schema
+from schemas.errors import DamagedStoreError
+from schemas.token_generation import TokenGeneration, read_generation
+from schemas.token_rows import TokenLayout, TokenRows, decode_token_rows, read_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +53,8 @@ class TokenStore(StoreReader[TokenColumns]):
         Raises:
             DamagedStoreError: It describes none.
         """
-        layout = _read_identity(root, found.identity)
-        schema = token_schema(layout.codec.name, layout.entries.policy, layout.entries.vocab, layout.grid)
+        schema = read_generation(found.identity, store=root).shard_schema()
+        layout = read_layout(schema.metadata)
 
         def find_foreign(metadata: Mapping[bytes, bytes]) -> str | None:
             try:
@@ -66,21 +64,15 @@ class TokenStore(StoreReader[TokenColumns]):
 
         return ShardLayout(schema, _split, lambda columns: None, find_foreign)
 
-    @property
+    @cached_property
     def layout(self) -> TokenLayout:
         """Codec, policy, vocabulary and grid."""
         return read_layout(self._layout.schema.metadata)
 
-    @property
-    def tokenizer(self) -> str:
-        """Hash of the tokenizer that made the chunks (``schemas.tokenizer``)."""
-        return str(self.identity.generation.get("tokenizer"))
-
-    @property
-    def objective(self) -> str:
-        """``causal`` or ``masked``."""
-        chunks = self.identity.generation.get("chunks")
-        return str(chunks.get("objective")) if isinstance(chunks, dict) else "unknown"
+    @cached_property
+    def generation(self) -> TokenGeneration:
+        """What the store says of its chunks and of what is kept."""
+        return read_generation(self.identity, store=self.root)
 
     def gather(self, rows: Rows) -> TokenRows:
         """Decodes ``rows``.
@@ -115,26 +107,6 @@ class TokenStore(StoreReader[TokenColumns]):
             return decode_token_rows(batch, self.layout, narrow=True)
         except CodecError as error:
             raise DamagedStoreError(f"rows do not decode: {error}", store=self.root) from error
-
-
-def _read_identity(root: str, identity: StoreIdentity) -> TokenLayout:
-    body = identity.generation
-    try:
-        policy = POLICY_ADAPTER.validate_python(body["policy"])
-        codec, vocab, grid = body["codec"], body["vocab"], body["grid"]
-        if not isinstance(codec, str) or type(vocab) is not int or not isinstance(grid, list):
-            raise TypeError("codec, vocab and grid are a name, a number and a list")
-        return make_layout(codec, policy, vocab, _temperatures(grid))
-    except (KeyError, TypeError, ValidationError, RecipeError) as error:
-        raise DamagedStoreError(
-            f"{STORE_FILE} describes no token-level store ({first_line(error)})", store=root
-        ) from error
-
-
-def _temperatures(grid: list[Any]) -> list[float]:
-    if not all(isinstance(each, float | int) and math.isfinite(each) for each in grid):
-        raise TypeError("the grid is no list of temperatures")
-    return [float(each) for each in grid]
 
 
 def _split(batch: pa.RecordBatch) -> TokenColumns:

@@ -163,7 +163,7 @@ class LanguageJob(Frozen):
         name, output, init_hash, selection_seed, seed, deepspeed, threads: As for ``StageJob``.
         init: Where the weights come from.
         objective: ``causal`` or ``masked``.
-        tokenizer: Hash of the tokenizer of chunks, teachers and student (``schemas.tokenizer``).
+        tokenizer: Hash of the tokenizer of chunks, teachers and student (``schemas.tokenizer_hash``).
         vocab: V, the true vocabulary.
         max_length: Tokens of a training sequence, into which short chunks are packed.
         pack: False: one chunk to a sequence.

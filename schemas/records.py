@@ -53,7 +53,6 @@ class StoreIdentity(Frozen):
             one over the vocabulary for each token to predict.
         plan_hash: Of the plan (64 hex digits).
         generation_hash: Of ``generation``.
-        level: What a row is: an example with its logits, or a chunk with kept entries of its positions.
         generation: The fields whose change makes other logits: teacher weights, tokenizer, maximum
             length, truncation, column order, dtype, attention, keep policy. Token level: also ``policy``,
             ``grid``, ``codec``, ``vocab``, ``tokenizer`` and ``chunks``.
