@@ -197,6 +197,10 @@ class StoredTargets:
         """Returns the positions of an index or a mask, as copies."""
         return self._map(lambda rows: rows[index_M])
 
+    def weighted(self, position_weights_N: Tensor) -> StoredTargets:
+        """Returns the same with other weights of positions."""
+        return dataclasses.replace(self, position_weights_N=position_weights_N)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> StoredTargets:
         """Moves all tensors to a device."""
         return self._map(lambda rows: rows.to(device, non_blocking=non_blocking))
