@@ -20,10 +20,12 @@ import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from schemas.digest import canonical_json
+from schemas.entry_layout import CodecError
 from schemas.errors import DataError, first_line
 from schemas.fields import Count, Frozen
-from schemas.list_column import list_type
+from schemas.list_column import list_type, view_list
 from schemas.rows import TEXT_HASH_BYTES, open_rows
+from schemas.token_rows import TokenChunks
 
 CHUNKS_FILE: Final = "chunks.arrow"
 CHUNKS_KEY: Final = b"tmkd.chunks"
@@ -114,6 +116,25 @@ def open_chunks(path: Path | str) -> tuple[ChunkSpec, pa.Table]:
     if not table.schema.equals(chunk_schema(spec), check_metadata=False):
         raise DataError(f"{path}: its columns are not those of chunks")
     return spec, table
+
+
+def view_chunks(rows: pa.Table) -> TokenChunks:
+    """Returns the tokens of R rows of ``chunk_schema``, in memory of their own.
+
+    Raises:
+        DataError: The lists of ids and of the loss mask have other lengths.
+    """
+    table = rows.select(["input_ids", "loss_mask"]).combine_chunks()
+    if not rows.num_rows:
+        return TokenChunks(np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(1, np.int64))
+    try:
+        input_ids, offsets = view_list(table.column("input_ids").chunk(0), np.int32)
+        loss_mask, mask_offsets = view_list(table.column("loss_mask").chunk(0), np.uint8)
+    except CodecError as error:
+        raise DataError(f"chunks are malformed: {error}") from error
+    if not np.array_equal(offsets, mask_offsets):
+        raise DataError("chunks are malformed: their loss masks have other lengths than their tokens")
+    return TokenChunks(input_ids, loss_mask, offsets)
 
 
 def _field(name: str, type_: pa.DataType, meaning: str) -> pa.Field:

@@ -42,6 +42,7 @@ _MAX_SHOWN = 200
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 ShardFile = Annotated[str, Field(pattern=r"^s[0-9]{6,12}-[0-9a-z]{1,64}\.arrow$")]
+Level = Literal["classification", "token"]
 Size = Annotated[int, Field(ge=0, lt=2**62)]
 
 
@@ -63,7 +64,7 @@ class StoreIdentity(Frozen):
     """
 
     format: Literal["1.0"] = "1.0"
-    level: Literal["classification", "token"] = "classification"
+    level: Level = "classification"
     plan_hash: Hash
     generation_hash: Hash
     generation: dict[str, Any]
