@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.classification_task import ClassificationTask
 from distill.engine import start_process_group, stop_process_group
 from distill.loader import Batch, Step
 from distill.skeleton import quiet_transformers
-from distill.classification_task import ClassificationTask
 from distill.stage_data import open_stage_data
 from distill.stage_directory import StageDirectory
 from distill.stage_trainer import StageTrainer

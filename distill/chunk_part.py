@@ -80,7 +80,11 @@ class ChunkPart:
 
     def gather(self, rows: Rows) -> TokenChunks:
         """Copies the tokens of ``rows``, in any order."""
-        table = self.table.select(["input_ids", "loss_mask"]).take(wrap_integers(np.ascontiguousarray(rows))).combine_chunks()
+        table = (
+            self.table.select(["input_ids", "loss_mask"])
+            .take(wrap_integers(np.ascontiguousarray(rows)))
+            .combine_chunks()
+        )
         input_ids, offsets = view_list(_column(table, "input_ids"), np.int32)
         loss_mask, _ = view_list(_column(table, "loss_mask"), np.uint8)
         return TokenChunks(input_ids, loss_mask, offsets)
@@ -101,7 +105,9 @@ class ChunkPart:
 
     def text_hashes(self, rows: Rows) -> npt.NDArray[np.uint8]:
         """Copies the text hashes of ``rows``: uint8[B, 16]."""
-        return view_bytes(self.table.column("text_hash").take(wrap_integers(np.ascontiguousarray(rows))).combine_chunks())
+        return view_bytes(
+            self.table.column("text_hash").take(wrap_integers(np.ascontiguousarray(rows))).combine_chunks()
+        )
 
 
 def _column(table: pa.Table, name: str) -> pa.ListArray:

@@ -15,7 +15,7 @@ from distill.held_out import HeldOutSums
 from distill.loader import Batch
 from distill.objective import Losses, Objective
 from distill.stage_data import StageData, open_stage_data
-from distill.stage_task import StepLosses
+from distill.stage_task import StageFrame, StepLosses
 from distill.student import MultiHeadStudent
 from schemas.job import StageJob
 
@@ -24,16 +24,13 @@ class ClassificationTask:
     """A ``StageTask``.
 
     Attributes:
-        module: The student.
-        source, plan, evaluates: See ``StageTask``.
+        frame: Student, data and plan.
     """
 
     def __init__(self, job: StageJob, student: MultiHeadStudent, data: StageData) -> None:
-        self.module = student
-        self.source = data.loader
-        self.plan = data.plan
-        self.evaluates = len(data.held_out) > 0
-        self._held_out = data.held_out
+        self.frame = StageFrame(student, data.loader, data.plan, evaluates=len(data.held_out) > 0)
+        self._student = student
+        self._data = data
         self._objective = Objective.of(job)
         self._job = job
 
@@ -64,7 +61,7 @@ class ClassificationTask:
     def measure(self, engine: Engine) -> dict[str, float]:
         """Returns measures on the held-out rows; every rank must call it, without gradients."""
         sums = HeldOutSums.empty(len(self._job.labels), engine.device)
-        for batch in self.source.evaluate(self._held_out, self._job.training.max_micro_batch):
+        for batch in self._data.loader.evaluate(self._data.held_out, self._job.training.max_micro_batch):
             logits_BHC, losses = self._forward(engine, batch)
             device = engine.device
             sums.add(logits_BHC, batch.labels.to(device), batch.weights.to(device), losses)
@@ -73,7 +70,7 @@ class ClassificationTask:
 
     def save(self, directory: Path, weights: dict[str, Tensor]) -> None:
         """Writes the student."""
-        self.module.save_pretrained(directory, state_dict=weights)
+        self._student.save_pretrained(directory, state_dict=weights)
 
     def _forward(self, engine: Engine, batch: Batch) -> tuple[torch.Tensor, Losses]:
         device = engine.device

@@ -99,8 +99,8 @@ class LanguageCorpus:
             )
             parts.append(LanguagePart(chunks, offset, stores))
             offset += chunks.num_rows
-        for teacher, *stores in zip(job.teachers, *(part.stores for part in parts), strict=True):
-            _check_alike(teacher, stores)
+        for number, teacher in enumerate(job.teachers):
+            _check_alike(teacher, [part.stores[number] for part in parts])
         return cls(tuple(parts), job)
 
     @property

@@ -1,6 +1,6 @@
 """Measures of a language model on held-out rows, summed over ranks.
 
-Shapes: N positions, L loss terms, 15 bins of confidence.
+Shapes: N positions, L loss terms, S = 3 sums, B = 15 bins of confidence.
 
 Invariants (tests/distill/test_language_held_out.py):
     1. The measures do not depend on the number of ranks or the size of batches.
@@ -29,12 +29,12 @@ class LanguageSums:
     Attributes:
         terms_L: Sums of each term.
         total: Sum of the weighted terms.
-        bins_3B: Positions, hits and confidences by bin of confidence.
+        bins_SB: Positions, hits and confidences by bin of confidence.
     """
 
     terms_L: Tensor
     total: Tensor
-    bins_3B: Tensor
+    bins_SB: Tensor
 
     @classmethod
     def empty(cls, num_terms: int, device: torch.device) -> LanguageSums:
@@ -53,11 +53,11 @@ class LanguageSums:
         bins_N = (confidence_N * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         hits_N = losses.hits_N[counts].double()
         for row, values_N in enumerate((torch.ones_like(hits_N), hits_N, confidence_N)):
-            self.bins_3B[row].index_add_(0, bins_N, values_N)
+            self.bins_SB[row].index_add_(0, bins_N, values_N)
 
     def share(self) -> None:
         """Adds up the sums of all ranks; every rank must call it."""
-        for sums in (self.terms_L, self.total, self.bins_3B):
+        for sums in (self.terms_L, self.total, self.bins_SB):
             dist.all_reduce(sums)
 
     def measures(self, names: Sequence[str], cross_entropy: int) -> dict[str, float]:
@@ -67,7 +67,7 @@ class LanguageSums:
             names: Of the terms that are reported; the first ones.
             cross_entropy: Which term is the target's cross-entropy at temperature 1.
         """
-        counts_B, hits_B, confidences_B = self.bins_3B
+        counts_B, hits_B, confidences_B = self.bins_SB
         count = float(counts_B.sum())
         found = {"loss": float(self.total) / count}
         found |= {name: float(value) / count for name, value in zip(names, self.terms_L, strict=False)}

@@ -145,9 +145,7 @@ class LanguageLoader:
         options, num_packs = self._options, len(bounds) - 1
         share = -(-num_packs // options.world_size)
         batch = min(batch_packs, share)
-        sliced = slice_rank(
-            np.arange(num_packs), options.rank, options.world_size, batch, -(-share // batch)
-        )
+        sliced = slice_rank(np.arange(num_packs), options.rank, options.world_size, batch, -(-share // batch))
         count = int(self._corpus.num_targets[rows].sum())
         for first in range(0, len(sliced.rows), batch):
             part = slice(first, first + batch)
@@ -252,5 +250,7 @@ class _EpochPacks:
     def packs_of(self, step: int) -> Rows:
         """Returns the numbers of a step's packs."""
         return np.arange(
-            step * self.global_batch, min((step + 1) * self.global_batch, len(self.bounds) - 1), dtype=np.int64
+            step * self.global_batch,
+            min((step + 1) * self.global_batch, len(self.bounds) - 1),
+            dtype=np.int64,
         )

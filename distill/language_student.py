@@ -102,14 +102,16 @@ class LanguageStudent(nn.Module):
         super().__init__()
         linear = model.get_output_embeddings()
         if not isinstance(linear, nn.Linear):
-            raise RecipeError(f"{type(model).__name__} has no Linear as its output head", field="student.init")
+            raise RecipeError(
+                f"{type(model).__name__} has no Linear as its output head", field="student.init"
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.objective: Objective = objective
         self._inputs = set(inspect.signature(model.forward).parameters)
         self._first_position = _first_position(model)
         self._head_name = next(name for name, module in model.named_modules() if module is linear)
-        probe = _probe_ids(linear.out_features)
+        probe = _probe_ids(linear.out_features, model.config.pad_token_id)
         expected = self._plain_logits(probe)
         self._tap = _Tap()
         model.set_submodule(self._head_name, self._tap)
@@ -175,7 +177,8 @@ class LanguageStudent(nn.Module):
 
         Args:
             input_ids_BL: Tokens.
-            positions_BL, segments_BL: See ``distill.packing.PackedTokens``.
+            positions_BL: See ``distill.packing.PackedTokens``.
+            segments_BL: Likewise.
             places_N: Of each position to predict from its place in the flattened sequences.
             targets: One per teacher; N positions each.
             spec: The losses.
@@ -200,7 +203,7 @@ class LanguageStudent(nn.Module):
         """
         was_training = self.training
         self.eval()
-        ids = _probe_ids(self.head.weight.shape[0])
+        ids = _probe_ids(self.head.weight.shape[0], self.model.config.pad_token_id)
         together = self.logits(*_one_pack(ids, _PROBE_LENGTHS))[0]
         alone = [self.logits(*_one_pack(piece, (len(piece),)))[0] for piece in ids.split(_PROBE_LENGTHS)]
         self.train(was_training)
@@ -305,8 +308,10 @@ def _first_position(model: Any) -> int:
     return 0
 
 
-def _probe_ids(vocab: int) -> Tensor:
-    return (torch.arange(sum(_PROBE_LENGTHS)) * 7 + 5) % vocab
+def _probe_ids(vocab: int, padding: int | None) -> Tensor:
+    ids = (torch.arange(sum(_PROBE_LENGTHS)) * 7 + 5) % vocab
+    # RoBERTa counts no position for padding.
+    return ids if padding is None else torch.where(ids == padding, (padding + 1) % vocab, ids)
 
 
 def _one_pack(ids: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

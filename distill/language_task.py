@@ -21,7 +21,7 @@ from distill.language_loader import LanguageLoader, PackedBatch, PackOptions
 from distill.language_student import LanguageStudent, as_losses
 from distill.loader import LoaderOptions
 from distill.order import hold_out, select_rows
-from distill.stage_task import StepLosses
+from distill.stage_task import StageFrame, StepLosses
 from distill.token_losses import LossSpec, LossTerm
 from schemas.job import LanguageJob
 
@@ -30,8 +30,8 @@ class LanguageTask:
     """A ``StageTask``.
 
     Attributes:
-        module: The student.
-        source, plan, evaluates: See ``StageTask``.
+        frame: Student, data and plan.
+        spec: The losses.
     """
 
     def __init__(self, job: LanguageJob, student: LanguageStudent, corpus: LanguageCorpus) -> None:
@@ -53,11 +53,12 @@ class LanguageTask:
             world_size=dist.get_world_size(),
         )
         packs = PackOptions(job.max_length, student.pad_id, pack=job.pack)
-        self.module = student
-        self.source = LanguageLoader(corpus, rows, options, packs)
-        total_steps = training.max_steps or self.source.count_steps(training.epochs)
-        self.plan = StepPlan(total_steps, self.source.micro_batch, self.source.num_micro_steps)
-        self.evaluates = len(held_out) > 0
+        loader = LanguageLoader(corpus, rows, options, packs)
+        total_steps = training.max_steps or loader.count_steps(training.epochs)
+        plan = StepPlan(total_steps, loader.micro_batch, loader.num_micro_steps)
+        self.frame = StageFrame(student, loader, plan, evaluates=len(held_out) > 0)
+        self._student = student
+        self._loader = loader
         self._held_out: npt.NDArray[np.int64] = held_out
         self._max_micro_batch = training.max_micro_batch
         self.spec = spec_of(job)
@@ -84,14 +85,14 @@ class LanguageTask:
     def measure(self, engine: Engine) -> dict[str, float]:
         """Returns measures on the held-out rows; every rank must call it, without gradients."""
         sums = LanguageSums.empty(len(self._eval_spec.terms), engine.device)
-        for batch in self.source.evaluate(self._held_out, self._max_micro_batch):
+        for batch in self._loader.evaluate(self._held_out, self._max_micro_batch):
             sums.add(*_forward(engine, batch, self._eval_spec))
         sums.share()
         return sums.measures(term_names(self.spec), self._cross_entropy)
 
     def save(self, directory: Path, weights: dict[str, Tensor]) -> None:
         """Writes the student."""
-        self.module.save_pretrained(directory, state_dict=weights)
+        self._student.save_pretrained(directory, state_dict=weights)
 
 
 def spec_of(job: LanguageJob) -> LossSpec:

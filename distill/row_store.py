@@ -23,7 +23,7 @@ from distill.shard_file import ShardFile
 from distill.shard_layout import Columns, ShardLayout
 from distill.store_records import StoreRecords, read_store_records
 from schemas.errors import DataError, RefusedError
-from schemas.records import CommitRecord
+from schemas.records import CommitRecord, StoreIdentity
 from schemas.rows import TEXT_HASH_BYTES
 from schemas.storage.location import is_local, open_storage
 from schemas.storage.storage import StoreSource
@@ -91,14 +91,14 @@ class StoreReader(Generic[Columns]):
         files = list_data(source)
         for record in found.records:
             check_data_file(source, record, files)
-        store = cls(source, found, cls.make_layout(source.root, found), verify=verify)
+        store = cls(source, found, cls.make_layout(found.identity, source.root), verify=verify)
         if source.is_local:
             for shard in range(len(store.records)):
                 store.shard_file(shard)
         return store
 
     @classmethod
-    def make_layout(cls, root: str, found: StoreRecords) -> ShardLayout[Columns]:
+    def make_layout(cls, identity: StoreIdentity, root: str) -> ShardLayout[Columns]:
         """Returns what the rows of this store are.
 
         Raises:
@@ -154,6 +154,8 @@ class StoreReader(Generic[Columns]):
 
     def locate(self, rows: Rows) -> Iterator[tuple[Rows, Rows, Columns]]:
         """Yields, for each touched batch: positions in ``rows``, rows within the batch, the batch."""
+        if not len(rows):
+            return
         stored = self._stored_numbers(rows)
         batches = np.searchsorted(self._batch_starts, stored, side="right") - 1
         by_batch = np.argsort(batches, kind="stable")
@@ -174,7 +176,9 @@ class StoreReader(Generic[Columns]):
         before = np.searchsorted(self.excluded, rows, side="left")
         hit = self.excluded[np.minimum(before, len(self.excluded) - 1)] == rows
         if hit.any():
-            raise DataError(f"store {self.root}: row {rows[hit][0]} is excluded, the teacher gave nothing for it")
+            raise DataError(
+                f"store {self.root}: row {rows[hit][0]} is excluded, the teacher gave nothing for it"
+            )
         return rows - before
 
 

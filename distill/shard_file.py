@@ -109,7 +109,8 @@ class ShardFile(Generic[Columns]):
             metadata = read_head(head, self._layout.schema)
         except ArrowMessageError as error:
             raise self.damage(f"does not start as a shard: {error}", offset=0) from error
-        foreign = self._layout.find_foreign(metadata)
+        find_foreign = self._layout.find_foreign
+        foreign = find_foreign(metadata) if find_foreign is not None else None
         if foreign is not None:
             raise self.damage(f"does not start as a shard of this store: {foreign}", offset=0)
 
@@ -150,7 +151,7 @@ class ShardFile(Generic[Columns]):
             return "holds other rows than its record"
         if not self._verify:
             return None
-        problem = self._layout.find_problem(columns)
+        problem = self._layout.find_problem(columns) if self._layout.find_problem is not None else None
         if problem is not None:
             return problem
         if self._plan is not None and not _holds_plan_rows(batch, self._plan, rows):

@@ -54,23 +54,23 @@ class ShardLayout(Generic[Columns]):
         schema: Of the file; its metadata is not compared.
         split: From a record batch that has this schema to views of its columns.
         find_problem: Says what is wrong with the values of a batch, or None; asked where hashes are
-            checked too.
+            checked too. None: values are checked where they are decoded.
         find_foreign: Says what is wrong with the metadata of the file's schema, or None.
     """
 
     schema: pa.Schema
     split: Callable[[pa.RecordBatch], Columns]
-    find_problem: Callable[[Columns], str | None]
-    find_foreign: Callable[[Mapping[bytes, bytes]], str | None] = lambda metadata: None
+    find_problem: Callable[[Columns], str | None] | None = None
+    find_foreign: Callable[[Mapping[bytes, bytes]], str | None] | None = None
 
 
-def view_keys(batch: pa.RecordBatch) -> dict[str, npt.NDArray[np.int64] | npt.NDArray[np.uint8] | pa.Array]:
-    """Returns the fields of ``KeyColumns``."""
-    return {
-        "rows": view_numbers(batch.column("ordinal"), np.int64),
-        "example_ids": batch.column("example_id"),
-        "text_hashes": view_bytes(batch.column("text_hash")),
-    }
+def view_keys(batch: pa.RecordBatch) -> KeyColumns:
+    """Returns views of the keys of a record batch."""
+    return KeyColumns(
+        rows=view_numbers(batch.column("ordinal"), np.int64),
+        example_ids=batch.column("example_id"),
+        text_hashes=view_bytes(batch.column("text_hash")),
+    )
 
 
 def logit_layout(num_labels: int) -> ShardLayout[BatchColumns]:
@@ -81,7 +81,8 @@ def logit_layout(num_labels: int) -> ShardLayout[BatchColumns]:
 def _split_logits(batch: pa.RecordBatch) -> BatchColumns:
     logits = batch.column("logits")
     values = view_numbers(logits.flatten(), np.float32).reshape(-1, logits.type.list_size)
-    return BatchColumns(**view_keys(batch), logits_RC=values)
+    keys = view_keys(batch)
+    return BatchColumns(keys.rows, keys.example_ids, keys.text_hashes, values)
 
 
 def _find_unreal_logit(columns: BatchColumns) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -29,8 +29,9 @@ class StepLosses:
     parts: Mapping[str, Tensor | None] = field(default_factory=dict)
 
 
-class StageTask(Protocol[TaskBatch]):
-    """A model, its data and its losses.
+@dataclass(frozen=True, slots=True)
+class StageFrame(Generic[TaskBatch]):
+    """What a trainer drives.
 
     Attributes:
         module: The model, float32.
@@ -43,6 +44,14 @@ class StageTask(Protocol[TaskBatch]):
     source: StepSource[TaskBatch]
     plan: StepPlan
     evaluates: bool
+
+
+class StageTask(Protocol[TaskBatch]):
+    """A model, its data and its losses."""
+
+    @property
+    def frame(self) -> StageFrame[TaskBatch]:
+        """What the trainer drives."""
 
     def sum_losses(self, engine: Engine, batch: TaskBatch) -> StepLosses:
         """Puts a micro-batch through the model."""

@@ -56,9 +56,10 @@ class StageTrainer:
         self._checkpoints = CheckpointDirectory(directory.checkpoints)
         self._stop = stop
         self._task = task
+        self._frame = task.frame
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
-        self._engine = build_engine(task.module, job, task.plan)
-        self._state: DataState = task.source.start()
+        self._engine = build_engine(self._frame.module, job, self._frame.plan)
+        self._state: DataState = self._frame.source.start()
         self._selection = Selection(selection_metric(job), job.training.patience)
         self._log: MetricsLog | None = None
         self._progress: StageProgress | None = None
@@ -80,8 +81,8 @@ class StageTrainer:
         self._resume()
         outcome: State = "running"
         with self._records():
-            remaining = self._task.plan.total_steps - self.step
-            with closing(self._task.source.steps(self._state, remaining)) as steps:  # type: ignore[type-var]
+            remaining = self._frame.plan.total_steps - self.step
+            with closing(self._frame.source.steps(self._state, remaining)) as steps:  # type: ignore[type-var]
                 for step in steps:
                     outcome = self._advance(step)
                     if outcome != "running":
@@ -129,8 +130,8 @@ class StageTrainer:
         asked = self._take_step(step, epoch)
         self.step += 1
         self._state = step.state
-        is_last = self.step == self._task.plan.total_steps
-        evaluated = self._task.evaluates and (is_last or self._is_due(step, "eval"))
+        is_last = self.step == self._frame.plan.total_steps
+        evaluated = self._frame.evaluates and (is_last or self._is_due(step, "eval"))
         if evaluated:
             self._evaluate(epoch)
             if self._selection.wants_stop:
@@ -182,7 +183,7 @@ class StageTrainer:
             {
                 "kind": "step",
                 "step": self.step + 1,
-                "total_steps": self._task.plan.total_steps,
+                "total_steps": self._frame.plan.total_steps,
                 "epoch": epoch,
                 "loss": loss / count,
                 **means,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from distill.row_store import Rows, StoreReader
 from distill.shard_layout import BatchColumns, ShardLayout, logit_layout
-from distill.store_records import StoreRecords
+from schemas.records import StoreIdentity
 
 __all__ = ["BatchColumns", "LogitStore"]
 
@@ -28,9 +28,10 @@ class LogitStore(StoreReader[BatchColumns]):
     level: Literal["classification", "token"] = "classification"
 
     @classmethod
-    def make_layout(cls, root: str, found: StoreRecords) -> ShardLayout[BatchColumns]:
+    def make_layout(cls, identity: StoreIdentity, root: str) -> ShardLayout[BatchColumns]:
         """Returns the layout of shards with the identity's labels."""
-        return logit_layout(len(found.identity.native_labels))
+        del root
+        return logit_layout(len(identity.native_labels))
 
     @property
     def native_labels(self) -> tuple[str, ...]:

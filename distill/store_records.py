@@ -125,7 +125,9 @@ def _check_identity(root: str, manifest: Manifest, identity: StoreIdentity) -> N
     labels = identity.native_labels
     if identity.level == "token":
         if labels:
-            raise DamagedStoreError(f"{STORE_FILE} names labels, which a token-level store has not", store=root)
+            raise DamagedStoreError(
+                f"{STORE_FILE} names labels, which a token-level store has not", store=root
+            )
     elif not labels or len(set(labels)) != len(labels):
         raise DamagedStoreError(f"{STORE_FILE} names no labels, or one twice", store=root)
 

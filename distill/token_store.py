@@ -22,10 +22,10 @@ import pyarrow as pa
 
 from distill.row_store import Rows, StoreReader
 from distill.shard_layout import KeyColumns, ShardLayout, view_keys
-from distill.store_records import StoreRecords
 from schemas.codec import CodecError
 from schemas.column_view import wrap_integers
 from schemas.errors import DamagedStoreError
+from schemas.records import StoreIdentity
 from schemas.token_generation import TokenGeneration, read_generation
 from schemas.token_rows import TokenLayout, TokenRows, decode_token_rows, read_layout
 
@@ -47,13 +47,13 @@ class TokenStore(StoreReader[TokenColumns]):
     level: Literal["classification", "token"] = "token"
 
     @classmethod
-    def make_layout(cls, root: str, found: StoreRecords) -> ShardLayout[TokenColumns]:
+    def make_layout(cls, identity: StoreIdentity, root: str) -> ShardLayout[TokenColumns]:
         """Returns the layout of the shards that the identity describes.
 
         Raises:
             DamagedStoreError: It describes none.
         """
-        schema = read_generation(found.identity, store=root).shard_schema()
+        schema = read_generation(identity, store=root).shard_schema()
         layout = read_layout(schema.metadata)
 
         def find_foreign(metadata: Mapping[bytes, bytes]) -> str | None:
@@ -62,7 +62,7 @@ class TokenStore(StoreReader[TokenColumns]):
             except CodecError as error:
                 return str(error)
 
-        return ShardLayout(schema, _split, lambda columns: None, find_foreign)
+        return ShardLayout(schema, _split, find_foreign=find_foreign)
 
     @cached_property
     def layout(self) -> TokenLayout:
@@ -110,4 +110,5 @@ class TokenStore(StoreReader[TokenColumns]):
 
 
 def _split(batch: pa.RecordBatch) -> TokenColumns:
-    return TokenColumns(**view_keys(batch), batch=batch)
+    keys = view_keys(batch)
+    return TokenColumns(keys.rows, keys.example_ids, keys.text_hashes, batch)

@@ -19,8 +19,8 @@ from distill.classification_task import ClassificationTask
 from distill.engine import start_process_group, stop_process_group
 from distill.language_task import LanguageTask
 from distill.stage_directory import StageDirectory, read_job
-from distill.stage_trainer import StageTrainer, State, peak_rss_bytes
 from distill.stage_task import AnyTask
+from distill.stage_trainer import StageTrainer, State, peak_rss_bytes
 from distill.stop_request import StopRequest
 from schemas.errors import ResourceError, TmkdError
 from schemas.job import AnyJob, LanguageJob, StageStatus

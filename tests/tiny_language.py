@@ -107,9 +107,7 @@ class TinyLanguage:
             "teachers": teachers,
             "losses": (LossTerm(name="ghost_kl"),) if teachers else (LossTerm(name="cross_entropy"),),
         }
-        training |= {
-            name: changes.pop(name) for name in tuple(changes) if name in LanguageStage.model_fields
-        }
+        training |= {name: changes.pop(name) for name in tuple(changes) if name in LanguageStage.model_fields}
         config = {**MODELS[self.objective], **changes.pop("config", {})}
         fields: dict[str, Any] = {
             "name": output,

@@ -94,12 +94,10 @@ def make_token_store(
     def make_rows(rows: npt.NDArray[np.int64]) -> pa.RecordBatch:
         keys = take_keys(chunks.part.plan, rows)
         return encode_token_rows(
-            keys, _token_rows(chunks, rows.tolist(), teach, made, shift), made.shard_schema()
+            keys, token_rows_of(chunks, rows.tolist(), teach, made, shift), made.shard_schema()
         )
 
-    return write_store(
-        root, chunks.part.plan, identity, make_rows, batch_rows=batch_rows, excluded=excluded
-    )
+    return write_store(root, chunks.part.plan, identity, make_rows, batch_rows=batch_rows, excluded=excluded)
 
 
 def sources_and_goals(mask: npt.NDArray[np.uint8], objective: str) -> tuple[list[int], list[int]]:
@@ -107,12 +105,14 @@ def sources_and_goals(mask: npt.NDArray[np.uint8], objective: str) -> tuple[list
     if objective == "masked":
         places = [t for t in range(len(mask)) if mask[t]]
         return places, places
-    return [t for t in range(len(mask) - 1) if mask[t + 1]], [t + 1 for t in range(len(mask) - 1) if mask[t + 1]]
+    sources = [t for t in range(len(mask) - 1) if mask[t + 1]]
+    return sources, [t + 1 for t in sources]
 
 
-def _token_rows(
+def token_rows_of(
     chunks: MadeChunks, rows: list[int], teach: Teach, made: TokenGeneration, shift: int
 ) -> TokenRows:
+    """Returns what a store holds of some rows."""
     tokens = [chunks.tokens[row] for row in rows]
     masks = [chunks.masks[row] for row in rows]
     logits, targets, keys, counts = [], [], [], []
