@@ -117,7 +117,7 @@ def test_a_masked_models_loss_is_that_of_single_rows_with_their_tokens_hidden(ma
 
 
 def test_a_store_that_is_off_by_one_is_seen_in_the_loss(stage: TinyLanguage, tmp_path: Path) -> None:
-    """A teacher that is the student itself leaves no loss, unless a position is compared with its neighbour."""
+    """A teacher that is the student itself leaves no loss, unless positions are mixed up."""
     job = stage.job("itself", max_steps=1, learning_rate=1e-30, selection_fraction=0.0, losses=TERMS[1:2])
     train(job)
     model: Any = AutoModelForCausalLM.from_pretrained(StageDirectory(Path(job.output)).model).eval()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def test_a_pack_takes_rows_until_the_next_one_does_not_fit() -> None:
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(9, 30), st.data())
 def test_packs_are_the_same_from_any_packs_first_row_on(lengths: list[int], limit: int, data: Any) -> None:
     bounds = cut_packs(np.array(lengths), limit)
-    assert all(sum(lengths[a:b]) <= limit for a, b in zip(bounds[:-1], bounds[1:], strict=True))
-    assert all(sum(lengths[a : b + 1]) > limit for a, b in zip(bounds[:-2], bounds[1:-1], strict=True))
+    assert all(sum(lengths[a:b]) <= limit for a, b in itertools.pairwise(bounds))
+    assert all(sum(lengths[a : b + 1]) > limit for a, b in itertools.pairwise(bounds[:-1]))
     pack = data.draw(st.integers(0, len(bounds) - 2))
     again = cut_packs(np.array(lengths[bounds[pack] :]), limit)
     assert (again + bounds[pack]).tolist() == bounds[pack:].tolist()

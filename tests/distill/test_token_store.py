@@ -14,7 +14,7 @@ from schemas.token_rows import encode_token_rows
 from tests.schemas.kept_examples import POLICIES
 from tests.store_factory import make_part, make_store, take_keys, write_store
 from tests.tiny_language import GRID, NUM_ROWS, TinyLanguage
-from tests.token_store_factory import token_rows_of, make_token_store
+from tests.token_store_factory import make_token_store, token_rows_of
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_kept_id_outside_the_vocabulary_is_damage_also_where_hashes_match(
 ) -> None:
     honest = TokenStore.open(make_token_store(tmp_path / "a", stage.chunks, stage.teach(0), codec="fixed"))
     schema = honest.generation.shard_schema()
-    written = {row: honest.shard_file(row // 10).batch(row % 10 // 4).batch for row in range(0, NUM_ROWS)}
+    written = {row: honest.shard_file(row // 10).batch(row % 10 // 4).batch for row in range(NUM_ROWS)}
 
     def forge(rows: np.ndarray) -> pa.RecordBatch:
         first = written[int(rows[0])]
