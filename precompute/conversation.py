@@ -53,12 +53,11 @@ def encode_conversation(tokenizer: Any, text: str) -> tuple[npt.NDArray[np.int32
         verbose=False,
     )
     spans = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
-    is_reply: npt.NDArray[np.bool_] = np.zeros(len(spans), np.bool_)
+    starts, stops = spans[:, 0], spans[:, 1]
+    mask: npt.NDArray[np.uint8] = np.zeros(len(spans), np.uint8)
     for start, stop in replies:
-        is_reply |= ((spans[:, 0] >= start) & (spans[:, 0] < stop) & (spans[:, 1] > spans[:, 0])).astype(
-            np.uint8
-        )
-    return np.array(encoded["input_ids"], np.int32), is_reply
+        mask[(starts >= start) & (starts < stop) & (stops > starts)] = 1
+    return np.array(encoded["input_ids"], np.int32), mask
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]], *, ask: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 Shapes: N positions, M of them taken, S kept entries.
 
-Invariants (tests/precompute/test_kept_positions.py):
+Invariants (tests/precompute/test_language_forward.py):
     1. Each position keeps its entries and numbers, whatever is before it.
 """
 

@@ -21,7 +21,6 @@ from precompute.stores import StoreKey, StoreRequest, StoreSettings, make_stores
 from schemas.chunks import open_chunks, view_chunks
 from schemas.errors import RecipeError, RefusedError
 from schemas.language import TokenStoreOptions
-from schemas.shard_rows import check_rows
 from schemas.text_corpus import TextCorpus
 from schemas.token_rows import TokenRows, decode_token_rows, read_layout
 from tests.precompute.tiny import make_rows, open_store, write_all
@@ -161,28 +160,6 @@ def test_a_store_of_a_masked_model_holds_what_it_says_of_the_hidden_tokens(
     for _, rows in found:
         for row in range(len(rows.rows) - 1):
             compare_chunk(model, rows, row, shift=0, mask_token=spec.mask.token)
-
-
-@pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize(
-    ("keep", "codec"),
-    [
-        ({"kind": "dense"}, "fixed"),
-        ({"kind": "top_p", "p": 0.8, "k_max": 20}, "compact"),
-        ({"kind": "sampled", "num_samples": 12}, "packed"),
-        ({"kind": "hybrid", "k": 4, "m": 3}, "compact"),
-    ],
-)
-def test_every_policy_gives_a_store_that_passes_the_check_of_its_rows(
-    llama: Path, corpus: TextCorpus, tmp_path: Path, keep: dict[str, Any], codec: str
-) -> None:
-    (part,) = chunk_corpus(corpus, llama, tmp_path)
-    roots = make(tmp_path, request_of(llama, part, corpus, keep=keep, codec=codec))
-    store, found = read_store(*roots.values())
-    first = 0
-    for batch, _ in found:
-        check_rows(pa.Table.from_batches([batch]), store.plan.rows.slice(first, batch.num_rows))
-        first += batch.num_rows
 
 
 def test_a_policy_that_keeps_more_than_the_vocabulary_is_refused_before_any_work(
