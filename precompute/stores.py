@@ -18,7 +18,6 @@ from precompute.near_miss import near_misses
 from precompute.queue import TeacherQueue
 from precompute.store_writer import StoreWriter
 from precompute.targets import (
-    MAX_SHARDS,
     StoreKey,
     StoreRequest,
     StoreSettings,
@@ -36,7 +35,6 @@ from schemas.storage.location import open_storage
 from schemas.store_files import has_file
 
 __all__ = [
-    "MAX_SHARDS",
     "StoreKey",
     "StoreRequest",
     "StoreSettings",
