@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -79,6 +80,9 @@ def test_a_saved_student_opens_in_plain_transformers_with_the_same_logits(
     with torch.no_grad():
         torch.testing.assert_close(plain(stage, tmp_path)(input_ids=IDS).logits, before, rtol=1e-5, atol=1e-5)
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    # A weight that is tied is written once.
+    written = load_file(tmp_path / "model.safetensors")
+    assert sum(value.numel() for value in written.values()) == student.num_parameters
     # Saving leaves the student as it was.
     assert torch.equal(student.logits(IDS, POSITIONS, SEGMENTS), before)
     job = stage.job("b", init=StudentInit(kind="student", path=str(tmp_path), fingerprint="f"))

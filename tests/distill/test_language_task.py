@@ -195,6 +195,18 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(
         assert rows == expected[number]
 
 
+@pytest.mark.parametrize("objective", ["causal", "masked"])
+def test_a_stage_trains_in_bfloat16(stage: TinyLanguage, masked: TinyLanguage, objective: str) -> None:
+    made = stage if objective == "causal" else masked
+    deepspeed = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}
+    fields: dict[str, Any] = {"losses": TERMS, "epochs": 6}
+    train(made.job("bf16", deepspeed=deepspeed, **fields))
+    train(made.job("fp32", **fields))
+    half, whole = losses_of(made.root / "bf16"), losses_of(made.root / "fp32")
+    assert half[0] == pytest.approx(whole[0], rel=0.03)
+    assert half[-1] < 0.9 * half[0]
+
+
 POLICIES = {
     "dense": DensePolicy(),
     "top_p": TopPPolicy(kind="top_p", p=0.9, k_max=12),
