@@ -12,6 +12,7 @@ Invariants (tests/distill/test_language_corpus.py):
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,7 @@ class LanguageCorpus:
             [[0], *(part.chunks.bounds[1:] + part.offset for part in parts)]
         ).astype(np.int64)
         self._objective, self._vocab = job.objective, job.vocab
+        self._lock = threading.Lock()
         self._part_starts = np.array([part.offset for part in parts], np.int64)
 
     @classmethod
@@ -132,7 +134,7 @@ class LanguageCorpus:
         return np.flatnonzero(use).astype(np.int64, copy=False)
 
     def gather(self, rows: Rows) -> GatheredRows:
-        """Copies rows.
+        """Copies rows; several threads may do so at once.
 
         Args:
             rows: int64[B], rows of the corpus, in any order.
@@ -148,7 +150,9 @@ class LanguageCorpus:
         for owner in np.unique(owners).tolist():
             part = self.parts[owner]
             here = np.flatnonzero(owners == owner)
-            pieces.append(self._gather_part(part, rows[here] - part.offset))
+            # Stores map and check their shards when they are first touched.
+            with self._lock:
+                pieces.append(self._gather_part(part, rows[here] - part.offset))
             places.append(here)
         return pieces[0] if len(pieces) == 1 else _interleave(pieces, np.concatenate(places))
 

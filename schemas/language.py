@@ -121,10 +121,12 @@ class LanguageStudent(Frozen):
 
     Attributes:
         max_length: Tokens of a training sequence, into which short chunks are packed.
+        pack: False: one chunk to a sequence.
     """
 
     init: Annotated[LanguageLayersInit | LanguageConfigInit, Field(discriminator="kind")]
     max_length: Annotated[int, Field(ge=8)] = 512
+    pack: bool = True
 
 
 class LossTerm(Frozen):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,19 @@ def test_weights_of_sampled_stores_come_along(stage: TinyLanguage, tmp_path: Pat
     stored = corpus.gather(np.arange(NUM_ROWS)).targets[0]
     assert stored.weights_NK is not None
     torch.testing.assert_close(stored.weights_NK.sum(dim=1), torch.ones(stored.num_positions))
+
+
+def test_several_threads_may_read_at_once(stage: TinyLanguage, tmp_path: Path, monkeypatch: Any) -> None:
+    # With one map kept, every batch maps a shard anew: the likeliest moment for threads to meet.
+    monkeypatch.setattr("distill.row_store.MAX_MAPPED_SHARDS", 1)
+    root = make_token_store(tmp_path / "store", stage.chunks, stage.teach(0))
+    corpus = LanguageCorpus.open(stage.job("a").model_copy(update=with_store(root)))
+    expected = [corpus.gather(np.array([row])).targets[0].lse_N for row in range(NUM_ROWS)]
+
+    def read(seed: int) -> bool:
+        rows = np.random.default_rng(seed).permutation(NUM_ROWS)[:9]
+        found = corpus.gather(rows).targets[0].lse_N
+        return torch.equal(found, torch.cat([expected[row] for row in rows]))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(60)))

@@ -133,6 +133,12 @@ def test_the_same_seed_gives_the_same_student(causal: TinyLanguage) -> None:
     assert not torch.equal(one["head.weight"], other["head.weight"])
 
 
+def test_embeddings_can_be_frozen(causal: TinyLanguage) -> None:
+    student = LanguageStudent.from_job(causal.job("a", freeze_embeddings=True))
+    frozen = [name for name, parameter in student.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["model.model.embed_tokens.weight"]
+
+
 def test_another_tokenizer_than_the_chunks_is_refused_in_one_line(
     causal: TinyLanguage, tmp_path: Path
 ) -> None:
