@@ -17,13 +17,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 
 from distill.row_store import Rows, StoreReader
 from distill.shard_layout import KeyColumns, ShardLayout, view_keys
 from schemas.codec import CodecError
-from schemas.column_view import wrap_integers
 from schemas.errors import DamagedStoreError
 from schemas.records import StoreIdentity
 from schemas.token_generation import TokenGeneration, read_generation
@@ -88,19 +86,14 @@ class TokenStore(StoreReader[TokenColumns]):
             DataError: A row is out of range or excluded.
             DamagedStoreError: A touched batch does not match its hash, or does not decode.
         """
-        pieces, places = [], []
+        pieces: list[pa.RecordBatch] = [None] * len(rows)
         for positions, within, columns in self.locate(rows):
-            pieces.append(columns.batch.take(wrap_integers(np.ascontiguousarray(within))))
-            places.append(positions)
+            for position, row in zip(positions.tolist(), within.tolist(), strict=True):
+                pieces[position] = columns.batch.slice(row, 1)
         if not pieces:
             return self._decode(pa.RecordBatch.from_pylist([], schema=self._layout.schema))
-        batch = pieces[0]
-        if len(pieces) > 1:
-            batch = pa.Table.from_batches(pieces).combine_chunks().to_batches()[0]
-        order = np.concatenate(places)
-        if (np.diff(order) < 0).any():
-            batch = batch.take(wrap_integers(np.argsort(order)))
-        return self._decode(batch)
+        # Whole rows are copied: Arrow's ``take`` would gather lists number by number.
+        return self._decode(pa.concat_batches(pieces))
 
     def _decode(self, batch: pa.RecordBatch) -> TokenRows:
         try:
