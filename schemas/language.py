@@ -36,7 +36,8 @@ class LanguageTeacher(Frozen):
         codec: How that is encoded.
         temperatures: The grid: the student may use these temperatures, and 1, exactly.
         tokens_per_batch: Budget of one forward pass, padding included.
-        chunk_positions: Positions that go through the output head at once.
+        chunk_positions: Positions that go through the output head at once: their logits take 4 bytes times
+            the vocabulary each. With few, a CPU reads the head's weights more often than need be.
         num_actors: The most actors that run this teacher at once.
         gpus_per_actor: Several, with ``device_map``, where one GPU does not hold the model.
         device_map: How transformers spreads the model's layers over an actor's GPUs.
@@ -54,7 +55,7 @@ class LanguageTeacher(Frozen):
     codec: CodecName = "packed"
     temperatures: tuple[_Temperature, ...] = ()
     tokens_per_batch: Annotated[int, Field(ge=8)] = 4096
-    chunk_positions: Count = 64
+    chunk_positions: Count = 256
     num_actors: Count = 1
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
