@@ -13,7 +13,7 @@ from schemas.errors import DamagedStoreError, DataError, RefusedError
 from schemas.token_rows import encode_token_rows
 from tests.schemas.kept_examples import POLICIES
 from tests.store_factory import make_part, make_store, take_keys, write_store
-from tests.tiny_language import GRID, NUM_ROWS, TinyLanguage
+from tests.tiny_language import GRID, NUM_ROWS, VOCAB, TinyLanguage
 from tests.token_store_factory import make_token_store, token_rows_of
 
 
@@ -136,3 +136,37 @@ def test_a_shard_whose_schema_names_another_policy_is_damage(stage: TinyLanguage
     root = write_store(tmp_path / "store", one.plan, one.identity, make_rows)
     with pytest.raises(DamagedStoreError, match="codec, policy or grid is another"):
         TokenStore.open(root)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("kind", POLICIES)
+def test_bytes_that_a_stranger_changed_decode_or_are_damage_also_without_hashes(
+    stage: TinyLanguage, tmp_path: Path, codec: str, kind: str
+) -> None:
+    root = make_token_store(
+        tmp_path / "store",
+        stage.chunks,
+        stage.teach(0),
+        policy=POLICIES[kind],
+        codec=codec,
+        grid=GRID,
+        batch_rows=10,
+    )
+    path = next((root / "data").glob("s000001-*.arrow"))
+    whole = path.read_bytes()
+    record = TokenStore.open(root).records[1]
+    rng = np.random.default_rng(0)
+    num_damaged = 0
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in rng.integers(0, record.batches[0].length, rng.integers(1, 4)):
+            data[record.batches[0].offset + place] = rng.choice([0, 1, 127, 128, 255, rng.integers(256)])
+        path.write_bytes(data)
+        try:
+            found = TokenStore.open(root, verify=False).gather(np.arange(10, 20))
+        except DamagedStoreError:
+            num_damaged += 1
+            continue
+        ids = found.entries.ids.astype(np.int64)
+        assert ((ids >= 0) & (ids < VOCAB)).all()
+    assert num_damaged
