@@ -225,7 +225,7 @@ class WriterBench:
     @contextmanager
     def _checks(self, watch: Stopwatch, *, on: bool) -> Iterator[None]:
         """Times the checks, or leaves them out."""
-        read_back, check_rows = precompute.store_writer.read_back, precompute.worker._check_rows
+        read_back, check_rows = precompute.store_writer.read_back, precompute.worker.check_rows
 
         def timed(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
             with watch.time(name):
@@ -237,7 +237,7 @@ class WriterBench:
         }
         with (
             mock.patch.object(precompute.store_writer, "read_back", sides[on][0]),
-            mock.patch.object(precompute.worker, "_check_rows", sides[on][1]),
+            mock.patch.object(precompute.worker, "check_rows", sides[on][1]),
         ):
             yield
 

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.classification_task import ClassificationTask
 from distill.engine import start_process_group, stop_process_group
-from distill.loader import Step
+from distill.loader import Batch, Step
 from distill.skeleton import quiet_transformers
 from distill.stage_data import open_stage_data
 from distill.stage_directory import StageDirectory
@@ -165,8 +166,8 @@ def make_steps(job: StageJob, num_steps: int, teachers: list[Any] | None = None)
     num_steps += NUM_WARM_UP
     directory = StageDirectory(Path(job.output))
     directory.create()
-    trainer = StageTrainer(job, directory, StopRequest(directory), student, data)
-    steps: Iterator[Step] = data.loader.steps(data.loader.start(), num_steps)
+    trainer = StageTrainer(job, directory, StopRequest(directory), ClassificationTask(job, student, data))
+    steps: Iterator[Step[Batch]] = data.loader.steps(data.loader.start(), num_steps)
 
     def take() -> None:
         step = next(steps)
@@ -189,7 +190,7 @@ def load_teachers() -> list[Any]:
         ]
 
 
-def run_teachers(teachers: list[Any], step: Step) -> None:
+def run_teachers(teachers: list[Any], step: Step[Batch]) -> None:
     """Overwrites the stored soft labels by those of loaded teachers, which share the student's tokens."""
     with torch.inference_mode():
         for batch in step.batches:

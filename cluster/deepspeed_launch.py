@@ -32,7 +32,7 @@ from cluster.process_session import end_session
 from distill.progress import StageProgress
 from distill.stage_directory import StageDirectory, read_job
 from schemas.errors import DataError, RecipeError, RefusedError, ResourceError, TmkdError, TrainingError
-from schemas.job import StageJob, StageStatus
+from schemas.job import AnyJob, StageStatus
 
 STOP_GRACE_S = 120.0
 _AFTERMATH_S = 5.0
@@ -103,7 +103,7 @@ def launch_stage(
 
 
 @contextmanager
-def _shown(job: StageJob, on_progress: OnProgress | None) -> Iterator[OnProgress]:
+def _shown(job: AnyJob, on_progress: OnProgress | None) -> Iterator[OnProgress]:
     if on_progress is not None:
         yield on_progress
         return
@@ -114,7 +114,7 @@ def _shown(job: StageJob, on_progress: OnProgress | None) -> Iterator[OnProgress
 @dataclass(frozen=True, slots=True)
 class _Launch:
     job_path: Path
-    job: StageJob
+    job: AnyJob
     num_procs: int
     hostfile: Path | None
     log: Path
@@ -199,9 +199,7 @@ def _is_finished(directory: StageDirectory) -> bool:
     return status is not None and status.state in ("complete", "preempted")
 
 
-def _conclude(
-    directory: StageDirectory, job: StageJob, outcome: _Outcome, text: str, log: Path
-) -> StageStatus:
+def _conclude(directory: StageDirectory, job: AnyJob, outcome: _Outcome, text: str, log: Path) -> StageStatus:
     status = directory.read_status()
     fingerprint = job.fingerprint()
     if status is not None and status.fingerprint == fingerprint and _is_finished(directory):

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import pyarrow as pa
 import xxhash
 
 from cluster.diagnosis import Fault, Problem
-from precompute.encode import LABELS_KEY, shard_schema
+from precompute.encode import LABELS_KEY
 from schemas.arrow_message import ArrowMessageError, read_batch, read_head
 from schemas.errors import DamagedStoreError
 from schemas.plan import Plan
@@ -24,6 +25,13 @@ from schemas.records import DATA_DIRECTORY, BatchRecord, CommitRecord
 from schemas.rows import fingerprint_columns
 from schemas.shard_rows import ShardRowsError, check_rows, select_rows
 from schemas.storage.storage import StoredFile, StoreSource
+from schemas.token_rows import LAYOUT_KEY
+
+_BOUND_METADATA: Final = {
+    LABELS_KEY: "the store's labels in their order",
+    LAYOUT_KEY: "the store's codec, policy, vocabulary and temperatures",
+}
+"""Metadata of a shard's schema that must be the store's own, whichever of them it has."""
 
 
 class ShardCheck:
@@ -31,7 +39,7 @@ class ShardCheck:
 
     Args:
         source: The store.
-        native_labels: The teacher's labels; None if they are not known, so that rows are not read.
+        schema: Of its shards; None if it is not known, so that rows are not read.
         plan: The store's plan; None if it is not known, so that rows are not read.
         deep: Read everything, not only head and tail.
     """
@@ -39,13 +47,13 @@ class ShardCheck:
     def __init__(
         self,
         source: StoreSource,
-        native_labels: tuple[str, ...] | None,
+        schema: pa.Schema | None,
         plan: Plan | None,
         *,
         deep: bool,
     ) -> None:
         self._source = source
-        self._schema = None if native_labels is None else shard_schema(native_labels)
+        self._schema = schema
         self._plan = plan
         self._deep = deep
 
@@ -132,9 +140,9 @@ class _ShardBytes:
             message = f"{self.name} does not start as a shard: {error}"
             yield _problem(self.record, "damaged", message, offset=0)
             return
-        if metadata.get(LABELS_KEY) != self.schema.metadata[LABELS_KEY]:
-            message = f"{self.name} does not name the store's labels in their order"
-            yield _problem(self.record, "labels", message)
+        for key, meaning in _BOUND_METADATA.items():
+            if metadata.get(key) != self.schema.metadata.get(key):
+                yield _problem(self.record, "labels", f"{self.name} does not name {meaning}")
 
     def _check_rows(self, damaged: set[int]) -> Iterator[Problem]:
         """Checks what the rows mean, except those of the ``damaged`` batches."""

@@ -13,10 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from cluster.corpus_check import examine_texts, find_part
 from cluster.diagnosis import Diagnosis, Fault, Place, Problem
 from cluster.shard_check import ShardCheck
 from distill.store_reader import LogitStore
+from distill.token_store import TokenStore
+from precompute.encode import store_schema
 from schemas.digest import DocumentError, decode_document, hash_value
 from schemas.errors import DamagedStoreError, DataError
 from schemas.plan import Plan, parse_plan
@@ -213,7 +217,9 @@ class _StoreCheck:
         except DamagedStoreError as error:
             self._add("record", fault, error.damage, shard=shard)
             return None
-        contradiction = find_contradiction(record)
+        # Where the level is lost, a row may be as large as a row of any level.
+        level = "token" if self._identity is None else self._identity.level
+        contradiction = find_contradiction(record, level)
         if name != record_name(record.shard, record.revision):
             contradiction = f"holds the record of shard {record.shard}, revision {record.revision}"
         if contradiction is not None:
@@ -238,11 +244,19 @@ class _StoreCheck:
             self._add("manifest", "foreign", message)
 
     def _examine_data(self, commits: dict[int, StoredCommit]) -> None:
-        labels = self._identity.native_labels if self._identity is not None else None
-        check = ShardCheck(self._source, labels, self.plan, deep=self._deep)
+        check = ShardCheck(self._source, self._find_schema(), self.plan, deep=self._deep)
         files = list_data(self._source) if commits else {}
         for commit in commits.values():
             self._problems += check.examine(commit.record, files.get(commit.record.file))
+
+    def _find_schema(self) -> pa.Schema | None:
+        if self._identity is None:
+            return None
+        try:
+            return store_schema(self._identity, store=self._source.root)
+        except DamagedStoreError as error:
+            self._add("identity", "damaged", error.damage)
+            return None
 
     def _find_missing(self, revisions: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
         if self.plan is None:
@@ -251,8 +265,10 @@ class _StoreCheck:
 
     def _try_reader(self) -> None:
         """Opens the store as ``distill`` does: whatever that finds counts, too."""
+        is_token = self._identity is not None and self._identity.level == "token"
+        reader = TokenStore if is_token else LogitStore
         try:
-            LogitStore.open(self._source.root)
+            reader.open(self._source.root)
         except DamagedStoreError as error:
             place: Place = "manifest" if error.shard is None else "data"
             self._add(place, "damaged", error.damage, shard=error.shard)

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from precompute.encode import store_schema
 from schemas.errors import DamagedStoreError, DataError, RefusedError, TmkdError
 from schemas.recipe import Frozen
 from schemas.records import (
@@ -26,7 +27,6 @@ from schemas.records import (
     StoresLock,
     read_record,
 )
-from schemas.rows import classification_schema
 from schemas.storage.location import is_local, list_locations, normal_location, open_storage
 from schemas.storage.storage import Storage, StoreSource
 from schemas.store_files import is_store, list_data, load_commits, load_identity, load_manifest, load_plan
@@ -143,7 +143,7 @@ def inspect_store(root: str | Path, num_ids: int = 0) -> dict[str, Any]:
     records = [commit.record for commit in load_commits(source).values()]
     manifest = load_manifest(source)
     excluded = [row for record in records for row in record.excluded]
-    schema = classification_schema(len(identity.native_labels))
+    schema = store_schema(identity, store=source.root)
     described: dict[str, Any] = {
         "path": source.root,
         "is_complete": manifest is not None,

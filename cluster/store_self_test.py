@@ -26,8 +26,9 @@ from cluster.store_match import match_store
 from distill.store_reader import LogitStore
 from precompute.forward import compute_logits
 from precompute.stores import StoreTarget
+from precompute.tasks import WorkerSpec
 from precompute.teacher import LoadedTeacher
-from schemas.errors import DataError, RecipeError
+from schemas.errors import DataError, RecipeError, RefusedError
 from schemas.fields import Dtype, Frozen
 from schemas.plan import Plan
 from schemas.recipe import Recipe
@@ -188,6 +189,8 @@ def compare_rows(store: LogitStore, stored: Rows, sample: Rows, computed_KC: Log
 
 def _compute(target: StoreTarget, plan: Plan, rows: Rows, device: Literal["cpu", "cuda"]) -> Logits:
     """Runs the teacher over rows of the part, ascending."""
+    if not isinstance(target.spec, WorkerSpec):
+        raise RefusedError(f"store {target.root}: is token-level; its rows cannot be computed again here yet")
     path = target.request.part.rows_path
     chosen = open_rows(path).take(pa.array(rows))
     texts = [chosen.column(name).to_pylist() for name in text_columns(chosen)]

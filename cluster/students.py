@@ -17,16 +17,16 @@ from pydantic import ValidationError
 from distill.stage_directory import StageDirectory
 from schemas.digest import replace_file
 from schemas.errors import DataError, InterruptedRunError, RefusedError
-from schemas.job import JOB_FILE, StageJob, StageStatus
+from schemas.job import JOB_ADAPTER, JOB_FILE, AnyJob, StageStatus
 
 # Where things lie, and what they are called: nothing that decides a weight.
 _IGNORED = re.compile(r"output|name|threads|init\.path|parts\.\d+\.rows")
-_STORE = re.compile(r"soft_targets\.\d+\.stores\.\d+\.\d+")
+_STORE = re.compile(r"soft_targets\.\d+\.stores\.\d+\.\d+|teachers\.\d+\.stores\.\d+")
 
 Launch = Callable[[Path], StageStatus]
 
 
-def is_complete(job: StageJob) -> bool:
+def is_complete(job: AnyJob) -> bool:
     """Tells whether the job's result is there already.
 
     Raises:
@@ -37,7 +37,7 @@ def is_complete(job: StageJob) -> bool:
     path = output / JOB_FILE
     if not path.exists():
         return False
-    before = _read(path, StageJob)
+    before = _read(path)
     if before.fingerprint() != job.fingerprint():
         raise RefusedError(
             f"{output} holds another job; give the run another name (--set name=...) or delete it",
@@ -46,7 +46,7 @@ def is_complete(job: StageJob) -> bool:
     return StageDirectory(output).is_complete(job)
 
 
-def run_job(job: StageJob, launch: Launch) -> bool:
+def run_job(job: AnyJob, launch: Launch) -> bool:
     """Runs a stage job unless its result is there.
 
     Args:
@@ -107,9 +107,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _read(path: Path, kind: Any) -> Any:
+def _read(path: Path) -> AnyJob:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return JOB_ADAPTER.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise DataError(
             f"{path}: cannot be read ({str(error).splitlines()[0]}); delete it to start anew"

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from distill.learning_rate import rate_factor
 from schemas.errors import RecipeError, ResourceError
-from schemas.job import StageJob
+from schemas.job import AnyJob
 
 if not torch.accelerator.is_available():
     # Else DeepSpeed warns, on every import, that it guessed.
@@ -97,7 +97,7 @@ def stop_process_group() -> None:
         deepspeed.comm.destroy_process_group()
 
 
-def build_engine(module: torch.nn.Module, job: StageJob, plan: StepPlan) -> Engine:
+def build_engine(module: torch.nn.Module, job: AnyJob, plan: StepPlan) -> Engine:
     """Wraps a model for training; the process group must have been started.
 
     Args:
@@ -129,7 +129,7 @@ def build_engine(module: torch.nn.Module, job: StageJob, plan: StepPlan) -> Engi
     return engine
 
 
-def engine_config(job: StageJob, plan: StepPlan, world_size: int) -> dict[str, Any]:
+def engine_config(job: AnyJob, plan: StepPlan, world_size: int) -> dict[str, Any]:
     """Returns the user's DeepSpeed configuration completed with what the job decides.
 
     In low precision ZeRO 0 becomes ZeRO 1, which computes the same.

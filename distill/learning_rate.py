@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from schemas.recipe import Training
+from schemas.training import Optimisation
 
 # From the fraction of the steps after the warm-up that is done, in [0, 1], to a factor in [0, 1].
 _DECAYS: Mapping[str, Callable[[float], float]] = MappingProxyType(
@@ -18,7 +18,7 @@ _DECAYS: Mapping[str, Callable[[float], float]] = MappingProxyType(
 )
 
 
-def rate_factor(training: Training, step: int, total_steps: int) -> float:
+def rate_factor(training: Optimisation, step: int, total_steps: int) -> float:
     """Returns the factor of the peak learning rate in step ``step``.
 
     Args:

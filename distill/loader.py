@@ -12,8 +12,8 @@ Invariants (tests/distill/test_loader.py):
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,38 @@ import torch
 from distill.data_state import DataState, accumulation, hash_rows, slice_rank
 from distill.join import JoinedCorpus
 from distill.order import ALGORITHM_VERSION, EpochOrder, OrderKey
-from distill.prefetch import Prefetch
+from distill.prefetch import read_ahead
 from distill.tokens import CorpusTokens
 from schemas.errors import DataError
 
 Rows = npt.NDArray[np.int64]
+
+
+class Counted(Protocol):
+    """A micro-batch of a step whose losses are divided by a number known beforehand."""
+
+    @property
+    def real_count_in_step(self) -> int:
+        """What the sum of losses is divided by, over all ranks and micro-batches."""
+
+
+AnyBatch = TypeVar("AnyBatch", bound=Counted)
+
+
+class ReadCorpus(Protocol):
+    """What a position in the data is bound to."""
+
+    @property
+    def corpus_key(self) -> str:
+        """Key of the ordered parts."""
+
+    @property
+    def plan_hashes(self) -> tuple[str, ...]:
+        """Of the parts."""
+
+    @property
+    def generation_hashes(self) -> tuple[str, ...]:
+        """Of the stores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +79,20 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Step(Generic[AnyBatch]):
     """One optimizer step of one rank.
 
     Attributes:
         batches: Its micro-batches.
         state: To be saved once the optimizer has stepped.
         ends_epoch: Whether it is the last of its epoch.
+        num_rows: Rows of the step, over all ranks.
     """
 
-    batches: tuple[Batch, ...]
+    batches: tuple[AnyBatch, ...]
     state: DataState
     ends_epoch: bool
+    num_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +116,30 @@ class LoaderOptions:
     rank: int = 0
     world_size: int = 1
     prefetch: int = 2
+
+
+class StepSource(Protocol[AnyBatch]):
+    """What a trainer reads."""
+
+    def start(self) -> DataState:
+        """Returns the position before the first step."""
+
+    def steps(self, state: DataState, num_steps: int | None = None) -> Iterator[Step[AnyBatch]]:
+        """Yields steps from ``state`` on; closing the iterator ends what runs behind it."""
+
+
+def start_state(options: LoaderOptions, corpus: ReadCorpus, rows: Rows) -> DataState:
+    """Returns the position before the first step over the selected ``rows`` of a corpus."""
+    return DataState(
+        seed=options.seed,
+        global_batch=options.global_batch,
+        window=options.window,
+        corpus_key=corpus.corpus_key,
+        algorithm_version=ALGORITHM_VERSION,
+        rows_hash=hash_rows(rows),
+        plan_hashes=corpus.plan_hashes,
+        generation_hashes=corpus.generation_hashes,
+    )
 
 
 class StageLoader:
@@ -116,8 +169,8 @@ class StageLoader:
         self._joined = joined
         self._tokens = tokens
         self._rows = rows
-        self._rows_hash = hash_rows(rows)
         self._options = options
+        self._start = start_state(options, joined, rows)
         self.micro_batch, self.num_micro_steps = accumulation(
             options.global_batch, options.max_micro_batch, options.world_size
         )
@@ -135,19 +188,9 @@ class StageLoader:
 
     def start(self) -> DataState:
         """Returns the position before the first step."""
-        options = self._options
-        return DataState(
-            seed=options.seed,
-            global_batch=options.global_batch,
-            window=options.window,
-            corpus_key=self._joined.corpus_key,
-            algorithm_version=ALGORITHM_VERSION,
-            rows_hash=self._rows_hash,
-            plan_hashes=self._joined.plan_hashes,
-            generation_hashes=self._joined.generation_hashes,
-        )
+        return self._start
 
-    def steps(self, state: DataState, num_steps: int | None = None) -> Iterator[Step]:
+    def steps(self, state: DataState, num_steps: int | None = None) -> Iterator[Step[Batch]]:
         """Yields steps from ``state`` on, over the ends of epochs.
 
         Closing the iterator (``contextlib.closing``) ends the prefetching thread; running it to its end
@@ -161,7 +204,7 @@ class StageLoader:
             RefusedError: The state is a position in other data.
             DataError: The state is not where a step begins; see ``JoinedCorpus.gather``.
         """
-        self.start().check_same_data(state)
+        self._start.check_same_data(state)
         steps_done, rest = divmod(state.samples_consumed, self._options.global_batch)
         if rest or state.samples_consumed >= len(self._rows):
             raise DataError(
@@ -169,7 +212,7 @@ class StageLoader:
             )
         if num_steps is None:
             num_steps = self.num_steps_per_epoch - steps_done
-        return self._ahead(self._make_steps(state, num_steps))
+        return read_ahead(self._make_steps(state, num_steps), self._options.prefetch)
 
     def evaluate(self, rows: Rows, batch_rows: int) -> Iterator[Batch]:
         """Yields this rank's batches of ``rows`` (held-out ones, say), in order.
@@ -190,14 +233,7 @@ class StageLoader:
             part = slice(first, first + batch)
             yield self._make_batch(sliced.rows[part], sliced.weights[part], len(rows))
 
-    def _ahead(self, steps: Iterator[Step]) -> Iterator[Step]:
-        if self._options.prefetch == 0:
-            yield from steps
-            return
-        with closing(Prefetch(steps, self._options.prefetch)) as ahead:
-            yield from ahead
-
-    def _make_steps(self, state: DataState, num_steps: int) -> Iterator[Step]:
+    def _make_steps(self, state: DataState, num_steps: int) -> Iterator[Step[Batch]]:
         options = self._options
         key = OrderKey(options.seed, state.corpus_key, options.window, state.algorithm_version)
         epoch_order: EpochOrder | None = None
@@ -209,7 +245,8 @@ class StageLoader:
             first = state.samples_consumed
             rows = epoch_order.slice(first, min(first + options.global_batch, len(self._rows)))
             state = state.advance(len(rows), len(self._rows))
-            yield Step(self._make_batches(rows), state, ends_epoch=state.samples_consumed == 0)
+            batches = self._make_batches(rows)
+            yield Step(batches, state, ends_epoch=state.samples_consumed == 0, num_rows=len(rows))
 
     def _make_batches(self, step_rows: Rows) -> tuple[Batch, ...]:
         options = self._options

@@ -1,9 +1,10 @@
 """The training's record: ``metrics.jsonl``, and the same for TensorBoard.
 
 A line of a step has ``kind: step`` with ``step`` (1-based, as done), ``total_steps``, ``epoch``,
-``loss``, ``golden_loss``, ``soft_loss`` (null where it is not trained), ``lr``, ``grad_norm`` and
-``rows_per_s``; a line of an evaluation has ``kind: evaluation``, ``step``, ``best_step`` and the
-measures on the held-out rows.
+``loss``, its parts, ``lr``, ``grad_norm`` and ``rows_per_s``. A classifier's parts are ``golden_loss`` and
+``soft_loss`` (null where it is not trained); a language model's are its terms by name, as ``ghost_kl`` or
+``ghost_kl_t2`` at temperature 2, and its rows are chunks. A line of an evaluation has ``kind: evaluation``,
+``step``, ``epoch``, ``best_step`` and the measures on the held-out rows.
 
 Invariants:
     1. After a resume at step s the file holds each step once, as an uninterrupted run would

@@ -31,6 +31,18 @@ class _End:
     error: BaseException | None = None
 
 
+def read_ahead(source: Iterator[Item], depth: int) -> Iterator[Item]:
+    """Yields the items of ``source``, ``depth`` of them made ahead; 0: none, and no thread.
+
+    Closing the iterator (``contextlib.closing``) ends the thread; running it to its end does so too.
+    """
+    if depth == 0:
+        yield from source
+        return
+    with contextlib.closing(Prefetch(source, depth)) as ahead:
+        yield from ahead
+
+
 class Prefetch(Generic[Item]):
     """An iterator over ``source``, and a context manager that ends its thread.
 

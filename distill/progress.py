@@ -42,7 +42,7 @@ class StageProgress:
         """Shows one line of the record."""
         evaluation = line["kind"] == "evaluation"
         if evaluation:
-            names = ("accuracy", "macro_f1", "loss", "soft_loss")
+            names = ("accuracy", "macro_f1", "perplexity", "loss", "soft_loss")
             self._evaluation = ", ".join(f"{name} {line[name]:.4f}" for name in names if name in line)
         if self._bar is not None:
             note = self._evaluation if evaluation else _describe(line)

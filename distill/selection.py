@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from schemas.job import StageJob
+from schemas.job import AnyJob, LanguageJob
 
-_LOWER_IS_BETTER = frozenset({"loss", "soft_loss"})
+_LOWER_IS_BETTER = frozenset({"loss", "soft_loss", "perplexity"})
 
 
 @dataclass
@@ -59,8 +59,10 @@ class Selection:
         return cls(**state)
 
 
-def selection_metric(job: StageJob) -> str:
-    """Returns the metric that a job selects by: the named one, else accuracy, else the soft loss."""
+def selection_metric(job: AnyJob) -> str:
+    """Returns the metric that a job selects by: the named one, else accuracy, soft loss or loss."""
     if job.training.metric is not None:
         return job.training.metric
+    if isinstance(job, LanguageJob):
+        return "loss"
     return "accuracy" if job.uses_golden else "soft_loss"

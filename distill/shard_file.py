@@ -1,7 +1,5 @@
 """One shard file of a store: mapped, checked batch by batch when first touched, never written to.
 
-Shapes: R rows of a batch, C classes.
-
 Invariants:
     1. Only bytes that lie in a checked region are decoded: a flipped bit anywhere in the file raises
        before a value of its batch is seen (tests/distill/test_store_reader.py,
@@ -15,46 +13,29 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Generic
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from distill.shard_layout import Columns, ShardLayout
 from schemas.arrow_message import ArrowMessageError, read_batch, read_head
-from schemas.column_view import view_bytes, view_numbers, wrap_integers
+from schemas.column_view import wrap_integers
 from schemas.errors import DamagedStoreError
 from schemas.plan import Plan
 from schemas.records import DATA_DIRECTORY, BatchRecord, CommitRecord
-from schemas.rows import classification_schema
 from schemas.storage.storage import StoreSource
 
 
-@dataclass(frozen=True, slots=True)
-class BatchColumns:
-    """One record batch, as views of the map (read-only).
-
-    Attributes:
-        rows: int64[R], row numbers of the part, ascending.
-        example_ids: string[R].
-        text_hashes: uint8[R, 16].
-        logits_RC: float32[R, C], native label order.
-    """
-
-    rows: npt.NDArray[np.int64]
-    example_ids: pa.StringArray
-    text_hashes: npt.NDArray[np.uint8]
-    logits_RC: npt.NDArray[np.float32]
-
-
-class ShardFile:
+class ShardFile(Generic[Columns]):
     """A mapped shard file.
 
     Args:
         source: Storage of the store.
         record: The shard's commit record; it fits the plan (``distill.store_records``).
-        num_labels: C.
+        layout: What its rows are.
         verify: Whether hashes, and the meaning of the rows, are checked.
         plan: The store's plan, with whose ids and text hashes the rows are compared.
 
@@ -67,7 +48,7 @@ class ShardFile:
         self,
         source: StoreSource,
         record: CommitRecord,
-        num_labels: int,
+        layout: ShardLayout[Columns],
         *,
         verify: bool,
         plan: Plan | None = None,
@@ -76,14 +57,14 @@ class ShardFile:
         self._record = record
         self._verify = verify
         self._plan = plan
-        self._schema = classification_schema(num_labels)
+        self._layout = layout
         self._excluded = np.array(sorted(row.ordinal for row in record.excluded), np.int64)
         self._firsts = np.cumsum([0, *(batch.rows for batch in record.batches)], dtype=np.int64)
         self._buffer = self._map()
-        self._checked: dict[int, BatchColumns] = {}
+        self._checked: dict[int, Columns] = {}
         self._read_head()
 
-    def batch(self, index: int) -> BatchColumns:
+    def batch(self, index: int) -> Columns:
         """Returns batch ``index``, checking its hash the first time.
 
         Raises:
@@ -125,9 +106,13 @@ class ShardFile:
         head = self._check("head", self._record.head, None)
         self._check("tail", self._record.tail, None)
         try:
-            read_head(head, self._schema)
+            metadata = read_head(head, self._layout.schema)
         except ArrowMessageError as error:
             raise self.damage(f"does not start as a shard: {error}", offset=0) from error
+        find_foreign = self._layout.find_foreign
+        foreign = find_foreign(metadata) if find_foreign is not None else None
+        if foreign is not None:
+            raise self.damage(f"does not start as a shard of this store: {foreign}", offset=0)
 
     def _check(self, name: str, region: BatchRecord, batch: int | None) -> pa.Buffer:
         data = self._buffer.slice(region.offset, region.length)
@@ -143,31 +128,32 @@ class ShardFile:
             f"the bytes of its {name} do not match their hash", batch=batch, offset=region.offset
         )
 
-    def _decode(self, index: int) -> BatchColumns:
+    def _decode(self, index: int) -> Columns:
         region = self._record.batches[index]
         data = self._check(f"record batch {index}", region, index)
         try:
             # Read from the checked region itself, so that a footer cannot point elsewhere.
-            batch = read_batch(data, self._schema)
+            batch = read_batch(data, self._layout.schema)
         except ArrowMessageError as error:
             raise self.damage(f"record batch {index}: {error}", batch=index, offset=region.offset) from error
-        problem = self._find_problem(index, batch)
+        columns = self._layout.split(batch)
+        problem = self._find_problem(index, batch, columns)
         if problem is not None:
             raise self.damage(f"record batch {index} {problem}", batch=index, offset=region.offset)
-        return _split(batch)
+        return columns
 
-    def _find_problem(self, index: int, batch: pa.RecordBatch) -> str | None:
+    def _find_problem(self, index: int, batch: pa.RecordBatch, columns: Columns) -> str | None:
         """Says what is wrong with the content of a batch that can be decoded, or returns None."""
         rows = self._expected_rows(index)
         if batch.num_rows != len(rows):
             return f"has {batch.num_rows} rows, its record says {len(rows)}"
-        columns = _split(batch)
         if not np.array_equal(columns.rows, rows):
             return "holds other rows than its record"
         if not self._verify:
             return None
-        if not np.isfinite(columns.logits_RC).all():
-            return "has a logit that is not finite"
+        problem = self._layout.find_problem(columns) if self._layout.find_problem is not None else None
+        if problem is not None:
+            return problem
         if self._plan is not None and not _holds_plan_rows(batch, self._plan, rows):
             return "holds other examples than the plan"
         return None
@@ -177,16 +163,6 @@ class ShardFile:
         kept = self._record.start + np.arange(self._firsts[index], self._firsts[index + 1])
         # The k-th excluded ordinal has e_k - k kept ones before it, counted with `start`.
         return kept + np.searchsorted(self._excluded - np.arange(len(self._excluded)), kept, side="right")
-
-
-def _split(batch: pa.RecordBatch) -> BatchColumns:
-    logits = batch.column("logits")
-    return BatchColumns(
-        rows=view_numbers(batch.column("ordinal"), np.int64),
-        example_ids=batch.column("example_id"),
-        text_hashes=view_bytes(batch.column("text_hash")),
-        logits_RC=view_numbers(logits.flatten(), np.float32).reshape(-1, logits.type.list_size),
-    )
 
 
 def _holds_plan_rows(batch: pa.RecordBatch, plan: Plan, rows: npt.NDArray[np.int64]) -> bool:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from schemas.digest import replace_file, sync_directory
 from schemas.errors import RecipeError, RefusedError, ResourceError
-from schemas.job import STATUS_FILE, StageJob, StageStatus
+from schemas.job import JOB_ADAPTER, STATUS_FILE, AnyJob, StageStatus
 
 MODEL_DIRECTORY = "model"
 METRICS_FILE = "metrics.jsonl"
@@ -105,7 +105,7 @@ class StageDirectory:
         found = [_read_status(path) for path in paths]
         return [status for status in found if status is not None and status.state == "failed"]
 
-    def is_complete(self, job: StageJob) -> bool:
+    def is_complete(self, job: AnyJob) -> bool:
         """Tells whether this job's stage is finished here.
 
         Raises:
@@ -145,14 +145,14 @@ class StageDirectory:
         return self.path / (STATUS_FILE if rank == 0 else f"status.rank{rank}.json")
 
 
-def read_job(path: Path) -> StageJob:
+def read_job(path: Path) -> AnyJob:
     """Reads a job's file.
 
     Raises:
         RecipeError: It is missing or is no job.
     """
     try:
-        return StageJob.model_validate_json(path.read_bytes())
+        return JOB_ADAPTER.validate_json(path.read_bytes())
     except OSError as error:
         raise RecipeError(f"cannot be read ({error.strerror})", source=str(path)) from error
     except ValidationError as error:

@@ -28,18 +28,15 @@ from distill.checkpoint import CheckpointDirectory, Origin
 from distill.data_state import DataState
 from distill.engine import build_engine, is_partitioned, take_step
 from distill.engine_state import gather_weights, load_engine_state, raise_together, save_engine_state
-from distill.held_out import HeldOutSums
-from distill.loader import Batch, Step
+from distill.loader import Step
 from distill.metrics_log import MetricsLog
-from distill.objective import Objective
 from distill.progress import StageProgress
 from distill.selection import Selection, selection_metric
-from distill.stage_data import StageData
 from distill.stage_directory import StageDirectory, publish_directory
+from distill.stage_task import AnyTask
 from distill.stop_request import StopRequest
-from distill.student import MultiHeadStudent
 from schemas.errors import ResourceError, TrainingError
-from schemas.job import StageJob, StageStatus
+from schemas.job import AnyJob, StageStatus
 
 State = Literal["running", "complete", "preempted"]
 
@@ -52,25 +49,17 @@ class StageTrainer:
         step: Optimizer steps done.
     """
 
-    def __init__(
-        self,
-        job: StageJob,
-        directory: StageDirectory,
-        stop: StopRequest,
-        student: MultiHeadStudent,
-        data: StageData,
-    ) -> None:
+    def __init__(self, job: AnyJob, directory: StageDirectory, stop: StopRequest, task: AnyTask) -> None:
         self.job = job
         self.step = 0
         self._directory = directory
         self._checkpoints = CheckpointDirectory(directory.checkpoints)
         self._stop = stop
-        self._student = student
-        self._data = data
+        self._task = task
+        self._frame = task.frame
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
-        self._objective = Objective.of(job)
-        self._engine = build_engine(student, job, data.plan)
-        self._state: DataState = data.loader.start()
+        self._engine = build_engine(self._frame.module, job, self._frame.plan)
+        self._state: DataState = self._frame.source.start()
         self._selection = Selection(selection_metric(job), job.training.patience)
         self._log: MetricsLog | None = None
         self._progress: StageProgress | None = None
@@ -92,8 +81,8 @@ class StageTrainer:
         self._resume()
         outcome: State = "running"
         with self._records():
-            remaining = self._data.plan.total_steps - self.step
-            with closing(self._data.loader.steps(self._state, remaining)) as steps:  # type: ignore[type-var]
+            remaining = self._frame.plan.total_steps - self.step
+            with closing(self._frame.source.steps(self._state, remaining)) as steps:  # type: ignore[type-var]
                 for step in steps:
                     outcome = self._advance(step)
                     if outcome != "running":
@@ -135,14 +124,14 @@ class StageTrainer:
             self._progress.close()
             self._log.close()
 
-    def _advance(self, step: Step) -> State:
+    def _advance(self, step: Step[Any]) -> State:
         """Takes one optimizer step and what is due after it."""
         epoch = self._state.epoch
         asked = self._take_step(step, epoch)
         self.step += 1
         self._state = step.state
-        is_last = self.step == self._data.plan.total_steps
-        evaluated = len(self._data.held_out) > 0 and (is_last or self._is_due(step, "eval"))
+        is_last = self.step == self._frame.plan.total_steps
+        evaluated = self._frame.evaluates and (is_last or self._is_due(step, "eval"))
         if evaluated:
             self._evaluate(epoch)
             if self._selection.wants_stop:
@@ -153,70 +142,62 @@ class StageTrainer:
             self._save_checkpoint()
         return "preempted" if asked else "running"
 
-    def _is_due(self, step: Step, what: Literal["eval", "checkpoint"]) -> bool:
+    def _is_due(self, step: Step[Any], what: Literal["eval", "checkpoint"]) -> bool:
         training = self.job.training
         every = training.eval_every_steps if what == "eval" else training.checkpoint_every_steps
         return step.ends_epoch if every is None else self.step % every == 0
 
-    def _take_step(self, step: Step, epoch: int) -> bool:
+    def _take_step(self, step: Step[Any], epoch: int) -> bool:
         """Puts the micro-batches through and steps; returns whether any rank was asked to stop."""
         start_s = time.monotonic()
         engine = self._engine
         engine.train()
         torch.manual_seed(_step_seed(self.job.seed, self.step, self._rank))
-        sums = torch.zeros(4, dtype=torch.float64, device=engine.device)
         learning_rate, norm = float(engine.get_lr()[0]), 0.0
+        rows: list[torch.Tensor] = []
+        means: dict[str, float | None] = {}
         for number, batch in enumerate(step.batches):
-            losses = self._objective.sum_losses(*self._forward(batch))
-            # DeepSpeed averages over ranks; the sum over all of them is divided by their rows.
+            losses = self._task.sum_losses(engine, batch)
+            # DeepSpeed averages over ranks; the sum over all of them is divided by what counts.
             scale = self._world_size / batch.real_count_in_step
             engine.backward(losses.total * scale, scale_wrt_gas=False)
-            sums[:3] += torch.stack([losses.total.detach(), losses.golden, losses.soft]).double()
+            trained = {name: value for name, value in losses.parts.items() if value is not None}
+            rows.append(torch.stack([losses.total.detach(), *trained.values()]).double())
+            means = dict.fromkeys(losses.parts)
             if number + 1 < len(step.batches):
                 engine.step()
             else:
                 norm = take_step(engine, self.job.training.max_grad_norm)
-        sums[3] = float(self._stop.is_set())
+        asked_now = rows[0].new_tensor([float(self._stop.is_set())])
+        sums = torch.cat([torch.stack(rows).sum(dim=0), asked_now])
         dist.all_reduce(sums)
-        loss, golden, soft, asked = sums.tolist()
+        loss, *parts, asked = sums.tolist()
         count = step.batches[0].real_count_in_step
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"{self.job.name}: the loss is {loss / count} and the gradient's norm {norm} in step "
                 f"{self.step + 1}; lower learning_rate"
             )
+        means |= dict(zip(trained, (part / count for part in parts), strict=True))
         self._record(
             {
                 "kind": "step",
                 "step": self.step + 1,
-                "total_steps": self._data.plan.total_steps,
+                "total_steps": self._frame.plan.total_steps,
                 "epoch": epoch,
                 "loss": loss / count,
-                "golden_loss": golden / count if self._objective.uses_golden else None,
-                "soft_loss": soft / count if self._objective.num_soft else None,
+                **means,
                 "lr": learning_rate,
                 "grad_norm": norm,
-                "rows_per_s": count / (time.monotonic() - start_s),
+                "rows_per_s": step.num_rows / (time.monotonic() - start_s),
             }
         )
         return asked > 0
 
-    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        device = self._engine.device
-        logits_BHC = self._engine(**{name: value.to(device) for name, value in batch.input.items()})
-        return logits_BHC, batch.labels.to(device), batch.logits_BNC.to(device), batch.weights.to(device)
-
     def _evaluate(self, epoch: int) -> None:
-        sums = HeldOutSums.empty(len(self.job.labels), self._engine.device)
         self._engine.eval()
         with torch.no_grad():
-            for batch in self._data.loader.evaluate(self._data.held_out, self.job.training.max_micro_batch):
-                logits_BHC, labels_B, teacher_BNC, weights_B = self._forward(batch)
-                losses = self._objective.sum_losses(logits_BHC, labels_B, teacher_BNC, weights_B)
-                sums.add(logits_BHC, labels_B, weights_B, losses)
-        sums.share()
-        objective = self._objective
-        measures = sums.measures(golden=objective.uses_golden, soft=objective.num_soft > 0)
+            measures = self._task.measure(self._engine)
         # Rank 0's word counts: sums of floats may differ in their last bit between ranks.
         found = measures[self._selection.metric]
         value = torch.tensor(found, dtype=torch.float64, device=self._engine.device)
@@ -268,7 +249,7 @@ class StageTrainer:
             return
         weights = gather_weights(self._engine)
         if self._rank == 0:
-            publish_directory(target, lambda path: self._student.save_pretrained(path, state_dict=weights))
+            publish_directory(target, lambda path: self._task.save(path, weights))
 
     def _finish(self) -> None:
         best = self._selection.best_step

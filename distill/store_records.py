@@ -30,6 +30,7 @@ from schemas.records import (
     MAX_MANIFEST_BYTES,
     STORE_FILE,
     CommitRecord,
+    Level,
     Manifest,
     ManifestShard,
     StoreIdentity,
@@ -80,7 +81,7 @@ def read_store_records(source: StoreSource) -> StoreRecords:
     )
     if num_rows != plan.num_rows:
         raise DamagedStoreError("the manifest's number of rows is not that of its plan", store=source.root)
-    records = _read_commits(source, manifest, plan)
+    records = _read_commits(source, manifest, plan, identity.level)
     _check_excluded(source.root, manifest, plan, records)
     return StoreRecords(manifest, identity, plan, records)
 
@@ -111,11 +112,18 @@ def _check_identity(root: str, manifest: Manifest, identity: StoreIdentity) -> N
     if hash_value(identity.generation) != identity.generation_hash:
         raise DamagedStoreError(f"{STORE_FILE} does not match its generation hash", store=root)
     labels = identity.native_labels
-    if not labels or len(set(labels)) != len(labels):
+    if identity.level == "token":
+        if labels:
+            raise DamagedStoreError(
+                f"{STORE_FILE} names labels, which a token-level store has not", store=root
+            )
+    elif not labels or len(set(labels)) != len(labels):
         raise DamagedStoreError(f"{STORE_FILE} names no labels, or one twice", store=root)
 
 
-def _read_commits(source: StoreSource, manifest: Manifest, plan: Plan) -> tuple[CommitRecord, ...]:
+def _read_commits(
+    source: StoreSource, manifest: Manifest, plan: Plan, level: Level
+) -> tuple[CommitRecord, ...]:
     # A list of the right length, with shard i at place i, names no file twice.
     if [entry.shard for entry in manifest.shards] != list(range(plan.num_shards)):
         raise DamagedStoreError("the manifest's shards are not those of its plan", store=source.root)
@@ -127,7 +135,7 @@ def _read_commits(source: StoreSource, manifest: Manifest, plan: Plan) -> tuple[
             name = f"{COMMIT_DIRECTORY}/{entry.record}"
             _check_hash(source.root, name, data, entry.record_sha256)
             record = parse_record(data, CommitRecord, store=source.root, name=name)
-            problem = _find_problem(record, entry, task, manifest)
+            problem = _find_problem(record, entry, task, manifest, level)
             if problem is not None:
                 raise DamagedStoreError(f"{name} {problem}", store=source.root)
             records.append(record)
@@ -146,7 +154,7 @@ def _check_excluded(root: str, manifest: Manifest, plan: Plan, records: tuple[Co
 
 
 def _find_problem(
-    record: CommitRecord, entry: ManifestShard, task: ShardTask, manifest: Manifest
+    record: CommitRecord, entry: ManifestShard, task: ShardTask, manifest: Manifest, level: Level
 ) -> str | None:
     """Says what is wrong with a commit record that is the one the manifest means, or returns None."""
     if (record.plan_hash, record.generation_hash) != (manifest.plan_hash, manifest.generation_hash):
@@ -157,7 +165,7 @@ def _find_problem(
         return f"holds the record of shard {record.shard}, revision {record.revision}"
     if (record.num_rows, record.num_bytes) != (entry.num_rows, entry.num_bytes):
         return "has other rows or bytes than its manifest says"
-    return find_contradiction(record)
+    return find_contradiction(record, level)
 
 
 def _check_hash(root: str, name: str, data: bytes, sha256: str) -> None:

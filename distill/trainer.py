@@ -15,14 +15,15 @@ from pathlib import Path
 
 import torch
 
+from distill.classification_task import ClassificationTask
 from distill.engine import start_process_group, stop_process_group
-from distill.stage_data import open_stage_data
+from distill.language_task import LanguageTask
 from distill.stage_directory import StageDirectory, read_job
+from distill.stage_task import AnyTask
 from distill.stage_trainer import StageTrainer, State, peak_rss_bytes
 from distill.stop_request import StopRequest
-from distill.student import MultiHeadStudent
 from schemas.errors import ResourceError, TmkdError
-from schemas.job import StageJob, StageStatus
+from schemas.job import AnyJob, LanguageJob, StageStatus
 
 _OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _LOGGER = logging.getLogger("distill.trainer")
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_rank(
-    job: StageJob, directory: StageDirectory, stop: StopRequest, *, keep_checkpoints: bool = False
+    job: AnyJob, directory: StageDirectory, stop: StopRequest, *, keep_checkpoints: bool = False
 ) -> State:
     """Trains a stage on this rank, unless it is finished already.
 
@@ -93,19 +94,14 @@ def run_rank(
     return outcome
 
 
-def _train(job: StageJob, directory: StageDirectory, stop: StopRequest, keep_checkpoints: bool) -> State:
+def _train(job: AnyJob, directory: StageDirectory, stop: StopRequest, keep_checkpoints: bool) -> State:
     torch.manual_seed(job.seed)
-    student = MultiHeadStudent.from_init(
-        job.init, job.prediction_heads(), job.labels, job.seed, max_length=job.max_length
-    )
-    if job.training.freeze_embeddings:
-        student.freeze_embeddings()
-    data = open_stage_data(job, student.tokenizer)
-    trainer = StageTrainer(job, directory, stop, student, data)
+    task: AnyTask = LanguageTask.open(job) if isinstance(job, LanguageJob) else ClassificationTask.open(job)
+    trainer = StageTrainer(job, directory, stop, task)
     return trainer.run(keep_checkpoints=keep_checkpoints)
 
 
-def _report(job: StageJob, directory: StageDirectory, rank: int, error: TmkdError) -> None:
+def _report(job: AnyJob, directory: StageDirectory, rank: int, error: TmkdError) -> None:
     _LOGGER.error("%s: %s", type(error).__name__, error)
     before = directory.read_status()
     status = StageStatus(

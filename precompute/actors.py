@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
 from precompute.queue import TeacherQueue
-from precompute.tasks import ShardJob, ShardReceipt, WorkerSpec
+from precompute.tasks import AnyWorkerSpec, LanguageWorkerSpec, ShardJob, ShardReceipt
 from schemas.errors import TmkdError, first_line
 from schemas.storage.os_errors import explain_os_error
 
@@ -33,7 +33,7 @@ Call = Literal["place", "load", "beat"] | ShardJob
 
 
 class Worker(Protocol):
-    """What an actor runs; ``precompute.worker.ShardWorker`` is the real one."""
+    """What an actor runs; ``ShardWorker`` and ``LanguageWorker`` are the real ones."""
 
     num_rows_done: int
 
@@ -47,7 +47,7 @@ class Worker(Protocol):
         """Prepares a later shard beside the one in ``process``."""
 
 
-WorkerFactory = Callable[[WorkerSpec], Worker]
+WorkerFactory = Callable[[AnyWorkerSpec], Worker]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,14 @@ class Loss:
 Outcome = ShardReceipt | Failure | Loss | int | None
 
 
-def make_shard_worker(spec: WorkerSpec) -> Worker:
-    """Makes the real worker. It imports torch, so only actors call this."""
+def make_shard_worker(spec: AnyWorkerSpec) -> Worker:
+    """Makes the real worker, of the spec's kind. It imports torch, so only actors call this."""
     # Ray gives every actor one OpenMP thread whatever its CPUs are; this is read when torch loads.
     os.environ["OMP_NUM_THREADS"] = str(spec.num_threads)
+    if isinstance(spec, LanguageWorkerSpec):
+        from precompute.language_worker import LanguageWorker
+
+        return LanguageWorker(spec)
     from precompute.worker import ShardWorker
 
     return ShardWorker(spec)
@@ -94,7 +98,7 @@ def make_shard_worker(spec: WorkerSpec) -> Worker:
 class ShardActor:
     """The shell round a worker. Methods of the group ``watch`` answer while a shard is computed."""
 
-    def __init__(self, factory: WorkerFactory, spec: WorkerSpec) -> None:
+    def __init__(self, factory: WorkerFactory, spec: AnyWorkerSpec) -> None:
         # Nothing that can fail happens here: Ray would not carry the error back typed.
         self._factory = factory
         self._spec = spec

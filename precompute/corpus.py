@@ -67,7 +67,7 @@ def materialise_corpus(
         scratch = tempfile.TemporaryDirectory(dir=corpora, prefix=".reading-")
     with scratch as directory:
         for part, part_name in zip(corpus.parts, corpus.part_names(), strict=True):
-            reader = _PartSource(name, part_name, data_root, directory)
+            reader = PartSource(name, part_name, data_root, directory)
             columns = _columns_of(part, corpus)
             source = reader.read(part, columns)
             if part.limit is not None:
@@ -84,7 +84,7 @@ def _columns_of(part: Part, corpus: Corpus) -> Corpus:
     return corpus.model_copy(update={"text": part.text or corpus.text, "label": label})
 
 
-class _PartSource:
+class PartSource:
     """Reads one part's source."""
 
     def __init__(self, corpus: str, part: str, data_root: str | None, scratch: str) -> None:
@@ -102,32 +102,49 @@ class _PartSource:
         """
         if isinstance(part, PydocqaPart):
             return self._read_pydocqa(part)
-        if isinstance(part, FilePart):
-            dataset = self._read_file(part.path)
-        elif self._data_root is not None and part.mirror is not None:
-            dataset = self._read_file(part.mirror)
-        else:
-            dataset = self._read_hub(part)
+        dataset = self.read_dataset(part)
         table = dataset.with_format("arrow")[:]
         feature = dataset.features.get(corpus.label) if corpus.label else None
         names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
         return SourceTable(table, corpus.id, names)
 
-    def _read_file(self, name: str) -> Any:
+    def read_dataset(self, part: FilePart | HubPart) -> Any:
+        """Reads a part's file, or its split of a data set on the hub.
+
+        Raises:
+            CorpusError: It is missing or cannot be read.
+            ResourceError: The hub cannot be reached.
+        """
+        if isinstance(part, FilePart):
+            return self._read_file(part.path)
+        if self._data_root is not None and part.mirror is not None:
+            return self._read_file(part.mirror)
+        return self._read_hub(part)
+
+    def find_file(self, name: str) -> Path:
+        """Returns the path of a local file.
+
+        Raises:
+            CorpusError: There is none.
+        """
         path = Path(name).expanduser()
         if self._data_root is not None:
             path = Path(self._data_root).expanduser() / path
         if not path.is_file():
             hint = "" if self._data_root is not None else "; paths are relative to data_root if that is set"
-            raise self._fail(f"there is no file {path}{hint}")
+            raise self.fail(f"there is no file {path}{hint}")
+        return path
+
+    def _read_file(self, name: str) -> Any:
+        path = self.find_file(name)
         suffixes = path.suffixes
         compressed = suffixes[-1:] == [".gz"]
         suffix = "".join(suffixes[-2:-1] if compressed else suffixes[-1:]).lower()
         if suffix not in _BUILDERS or (compressed and suffix not in _COMPRESSIBLE):
             kinds = ", ".join(f"{kind}(.gz)" if kind in _COMPRESSIBLE else kind for kind in _BUILDERS)
-            raise self._fail(f"{path}: its kind is unknown; expected {kinds}")
+            raise self.fail(f"{path}: its kind is unknown; expected {kinds}")
         if path.stat().st_size == 0:
-            raise self._fail(f"{path} is empty")
+            raise self.fail(f"{path} is empty")
         try:
             options = _csv_options(path, suffix, compressed) if _BUILDERS[suffix] == "csv" else {}
             return self._load(_BUILDERS[suffix], data_files=str(path), split="train", **options)
@@ -137,8 +154,8 @@ class _PartSource:
                 with translated_os_errors(Path(self._scratch).parent):
                     raise cause from None
             if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
-                raise self._fail(f"{path} holds no rows") from error
-            raise self._fail(f"{path} cannot be read ({first_line(cause)})") from error
+                raise self.fail(f"{path} holds no rows") from error
+            raise self.fail(f"{path} cannot be read ({first_line(cause)})") from error
 
     def _read_hub(self, part: HubPart) -> Any:
         where = f"{part.repo}{f' ({part.config})' if part.config else ''}"
@@ -152,13 +169,13 @@ class _PartSource:
                     f"corpus {self._corpus}/{self._part}: {where} cannot be fetched from the hub ({line}); "
                     "give data_root and the part's mirror to read a local copy"
                 ) from error
-            raise self._fail(f"{where}, split {part.split}, cannot be read ({line})") from error
+            raise self.fail(f"{where}, split {part.split}, cannot be read ({line})") from error
 
     def _read_pydocqa(self, part: PydocqaPart) -> SourceTable:
         try:
             pairs = build_pairs(part.split, passages_per_question=part.passages_per_question)
         except ValueError as error:
-            raise self._fail(f"{error}; pydocqa wants a Python whose library lies in files") from error
+            raise self.fail(f"{error}; pydocqa wants a Python whose library lies in files") from error
         columns = {
             # The part's name takes the split's place in the ids.
             "id": pa.array([pair.example_id.removeprefix(f"{part.split}/") for pair in pairs]),
@@ -175,7 +192,8 @@ class _PartSource:
             options["cache_dir"] = self._scratch
         return datasets.load_dataset(*names, **options)
 
-    def _fail(self, message: str) -> CorpusError:
+    def fail(self, message: str) -> CorpusError:
+        """Returns an error that names the part."""
         return CorpusError(message, corpus=self._corpus, part=self._part)
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.records import FORMAT_VERSION
+from schemas.records import FORMAT_VERSION, StoreIdentity
 from schemas.rows import classification_schema
+from schemas.token_generation import FORMAT_KEY, read_generation
 
-FORMAT_KEY = b"tmkd.format"
 LABELS_KEY = b"tmkd.native_labels"
 
 
@@ -27,6 +27,17 @@ def shard_schema(native_labels: Sequence[str]) -> pa.Schema:
     return classification_schema(len(native_labels)).with_metadata(
         {FORMAT_KEY: FORMAT_VERSION.encode(), LABELS_KEY: names.encode()}
     )
+
+
+def store_schema(identity: StoreIdentity, *, store: str) -> pa.Schema:
+    """Returns the layout of a store's shards, whatever its level.
+
+    Raises:
+        DamagedStoreError: The generation of a token-level store lacks what its layout follows from.
+    """
+    if identity.level == "token":
+        return read_generation(identity, store=store).shard_schema()
+    return shard_schema(identity.native_labels)
 
 
 def encode_rows(

@@ -18,9 +18,12 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from schemas.chunks import ChunkSpec
 from schemas.digest import DocumentError, hash_file, hash_value, read_document, write_document
 from schemas.errors import ResourceError, TeacherError, first_line
+from schemas.language import LanguageTeacher
 from schemas.recipe import Corpus, Teacher
+from schemas.token_generation import TokenGeneration
 
 CONFIG_FILE = "config.json"
 _NAMES_ONLY = {"id2label", "label2id", "_name_or_path", "transformers_version", "problem_type"}
@@ -60,6 +63,38 @@ def describe_generation(
         "dtype": teacher.dtype,
         "attention": teacher.attention,
         "keep": teacher.keep.model_dump(mode="json"),
+    }
+
+
+def describe_token_generation(
+    teacher: LanguageTeacher, model_path: str, revision: str | None, chunks: ChunkSpec, cache: Path
+) -> dict[str, Any]:
+    """Returns the fields of a language model's generation fingerprint.
+
+    Args:
+        teacher: Dtype, attention, keep policy, codec and temperatures.
+        model_path: A local directory or a hub id.
+        revision: On the hub.
+        chunks: What it reads.
+        cache: See ``describe_generation``.
+
+    Raises:
+        TeacherError: The directory has no configuration or no weights.
+        ResourceError: The hub cannot be reached.
+    """
+    asked = TokenGeneration(
+        policy=teacher.keep,
+        grid=teacher.temperatures,
+        codec=teacher.codec,
+        vocab=chunks.vocab,
+        tokenizer=chunks.tokenizer,
+        chunks=chunks,
+    )
+    return {
+        **_describe_model(teacher, model_path, revision, cache),
+        "dtype": teacher.dtype,
+        "attention": teacher.attention,
+        **asked.model_dump(mode="json"),
     }
 
 
@@ -123,7 +158,9 @@ def hash_model(model_path: str, revision: str | None, cache: Path) -> str:
     return hash_value(_describe_model(Teacher(name="model", model=model_path), model_path, revision, cache))
 
 
-def _describe_model(teacher: Teacher, model_path: str, revision: str | None, cache: Path) -> dict[str, Any]:
+def _describe_model(
+    teacher: Teacher | LanguageTeacher, model_path: str, revision: str | None, cache: Path
+) -> dict[str, Any]:
     if Path(model_path).is_dir():
         return _describe_directory(Path(model_path), teacher, cache)
     # The commit covers weights, tokenizer and code.
@@ -132,7 +169,10 @@ def _describe_model(teacher: Teacher, model_path: str, revision: str | None, cac
     return {"weights": f"hub:{model_path}@{commit}", "config": _hash_config(config)}
 
 
-def _describe_directory(directory: Path, teacher: Teacher, cache: Path) -> dict[str, Any]:
+def _describe_directory(directory: Path, teacher: Teacher | LanguageTeacher, cache: Path) -> dict[str, Any]:
+    gguf_file = teacher.gguf_file if isinstance(teacher, LanguageTeacher) else None
+    if gguf_file is not None:
+        return _describe_gguf(directory / gguf_file, teacher.name, cache)
     weights = sorted(directory.glob("*.safetensors"))
     if not weights:
         raise TeacherError(
@@ -154,6 +194,16 @@ def _describe_directory(directory: Path, teacher: Teacher, cache: Path) -> dict[
         fields["code"] = hashes.combine(sorted(directory.glob("*.py")))
     hashes.save()
     return fields
+
+
+def _describe_gguf(path: Path, teacher: str, cache: Path) -> dict[str, Any]:
+    """One file holds weights, configuration and tokenizer."""
+    if not path.is_file():
+        raise TeacherError(f"there is no file {path}; correct its gguf_file", teacher=teacher)
+    hashes = _FileHashes(cache)
+    weights = hashes.combine([path])
+    hashes.save()
+    return {"weights": weights}
 
 
 class _FileHashes:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from precompute.materialised import MaterialisedPart
 from precompute.store_writer import StoreWriter
 from schemas.errors import DataError, IncompleteStoreError, RefusedError
+from schemas.language import LanguageTeacher
 from schemas.plan import Plan
 from schemas.recipe import Teacher
 from schemas.records import MANIFEST_FILE, STORE_FILE
@@ -23,7 +24,7 @@ PartKey = tuple[str, str]
 """Corpus and part."""
 
 
-def open_given_stores(teacher: Teacher) -> dict[str, StoreWriter]:
+def open_given_stores(teacher: Teacher | LanguageTeacher) -> dict[str, StoreWriter]:
     """Opens the finished stores of a teacher that has no model.
 
     Returns:
@@ -32,6 +33,7 @@ def open_given_stores(teacher: Teacher) -> dict[str, StoreWriter]:
     Raises:
         DataError: A directory is no store, is damaged, or two stores cover the same rows.
         IncompleteStoreError: A store is not finished.
+        RefusedError: A store is of the other level.
     """
     found: dict[str, StoreWriter] = {}
     for name in teacher.stores or ():
@@ -44,6 +46,7 @@ def open_given_stores(teacher: Teacher) -> dict[str, StoreWriter]:
         store = StoreWriter.attach(root)
         if not store.is_complete():
             raise IncompleteStoreError(root)
+        _check_level(teacher, store)
         twin = found.setdefault(store.plan.fingerprint, store)
         if twin is not store:
             raise DataError(
@@ -52,7 +55,9 @@ def open_given_stores(teacher: Teacher) -> dict[str, StoreWriter]:
     return found
 
 
-def match_part(teacher: Teacher, stores: Mapping[str, StoreWriter], part: MaterialisedPart) -> StoreWriter:
+def match_part(
+    teacher: Teacher | LanguageTeacher, stores: Mapping[str, StoreWriter], part: MaterialisedPart
+) -> StoreWriter:
     """Finds a teacher's store of one part.
 
     Raises:
@@ -84,6 +89,15 @@ def shared_plans(given: Sequence[tuple[PartKey, StoreWriter]]) -> dict[PartKey, 
                 differing=[f"plan_hash: {other.plan.plan_hash[:16]} -> {store.plan.plan_hash[:16]}"],
             )
     return {key: store.plan for key, store in first.items()}
+
+
+def _check_level(teacher: Teacher | LanguageTeacher, store: StoreWriter) -> None:
+    wanted = "classification" if isinstance(teacher, Teacher) else "token"
+    if store.identity.level != wanted:
+        raise RefusedError(
+            f"teacher {teacher.name}: the store {store.root} is of level {store.identity.level}, this recipe "
+            f"needs one of level {wanted}; name another in its `stores`"
+        )
 
 
 def _describe(store: StoreWriter) -> str:

@@ -148,6 +148,43 @@ def build_pairs(split: str, *, passages_per_question: int = 20, stdlib_dir: Path
     return _pair_labelled(symbols, split)
 
 
+def build_documents(split: str, *, stdlib_dir: Path | None = None) -> list[tuple[str, str]]:
+    """Returns the library's documented symbols as plain text, each its qualified name and docstring.
+
+    Modules lie in one split as a whole; equal texts are there once. The order is fixed and
+    pseudo-random, as for the pairs.
+
+    Args:
+        split: ``train``, ``validation`` or ``test``.
+        stdlib_dir: The library to read; the running Python's by default.
+
+    Returns:
+        Unique id and text of each.
+
+    Raises:
+        ValueError: If the split is unknown, or the directory has no documented Python files.
+    """
+    if split not in FOLDS:
+        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(FOLDS)}")
+    directory = stdlib_dir or Path(sysconfig.get_paths()["stdlib"])
+    found: dict[str, tuple[str, str]] = {}
+    for module, tree in _parse_modules(directory):
+        fold = int.from_bytes(_digest(module.split(".")[0])[:8], "big") % NUM_FOLDS
+        # The folds that the pairs leave unlabelled are more text to train on.
+        is_evaluation = fold in EVALUATION_FOLDS
+        if is_evaluation != (split != "train") or (is_evaluation and fold not in FOLDS[split]):
+            continue
+        for path, _, docstring in _walk_docstrings(tree, ()):
+            name = ".".join((module, *path))
+            if docstring.strip() and docstring not in found:
+                found[docstring] = (name, f"{name}\n\n{docstring.strip()}\n")
+    if not found:
+        raise ValueError(f"no documented Python files in the library directory {directory}")
+    # Of two symbols with one name (in branches of an if) the first counts.
+    documents = dict(reversed(found.values()))
+    return sorted(documents.items(), key=lambda item: _digest(item[0]))
+
+
 def _pair_labelled(symbols: Sequence[_Symbol], split: str) -> list[Pair]:
     """Pairs each question of a labelled split with its passage and with hard negatives."""
     pairs: list[tuple[bytes, Pair]] = []

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from precompute.tasks import ShardJob, WorkerSpec
+from precompute.tasks import AnyWorkerSpec, ShardJob
 from schemas.errors import TeacherError
 
 _MAX_BACKOFF_S = 30.0
@@ -37,7 +37,7 @@ class TeacherQueue:
         num_shards_before, num_rows_before: Committed earlier, for the progress alone.
     """
 
-    spec: WorkerSpec
+    spec: AnyWorkerSpec
     jobs: tuple[ShardJob, ...]
     num_actors: int
     cpus_per_actor: float = 1.0

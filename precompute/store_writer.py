@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from precompute.encode import shard_schema
+from precompute.encode import store_schema
 from precompute.near_miss import differing_fields
 from precompute.shard_file import ShardContent, read_back, write_batches
 from schemas.errors import DamagedStoreError, IncompleteStoreError, RefusedError, TmkdError
@@ -132,7 +132,7 @@ class StoreWriter:
     @property
     def schema(self) -> pa.Schema:
         """Layout of this store's shards."""
-        return shard_schema(self.identity.native_labels)
+        return store_schema(self.identity, store=self.root)
 
     def commit_records(self) -> dict[int, StoredCommit]:
         """Reads the commit record that counts (the highest revision) of each committed shard.

@@ -10,89 +10,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from precompute.events import ProgressEvent
-from precompute.generation import describe_generation, generation_hash, native_labels, resolve_commit
 from precompute.given_stores import PartKey, match_part, open_given_stores, shared_plans
 from precompute.interrupt import StopFlag
-from precompute.materialised import MaterialisedPart
 from precompute.near_miss import near_misses
 from precompute.queue import TeacherQueue
 from precompute.store_writer import StoreWriter
-from precompute.tasks import ShardJob, WorkerSpec
-from schemas.errors import DataError, RecipeError, RefusedError
-from schemas.labels import match_order, rename
-from schemas.plan import Plan, ShardTask, make_plan
-from schemas.recipe import Corpus, StoreOptions, Teacher
-from schemas.records import MANIFEST_FILE, StoreIdentity, store_directory_name
-from schemas.rows import open_rows
-from schemas.storage.location import join_location, open_storage
+from precompute.targets import (
+    StoreKey,
+    StoreRequest,
+    StoreSettings,
+    StoreTarget,
+    check_given,
+    describe_target,
+    plan_part,
+)
+from precompute.tasks import AnyWorkerSpec, ShardJob
+from schemas.errors import RefusedError
+from schemas.plan import Plan, ShardTask
+from schemas.recipe import StoreOptions
+from schemas.records import MANIFEST_FILE
+from schemas.storage.location import open_storage
 from schemas.store_files import has_file
 
-StoreKey = tuple[str, str, str]
-"""Teacher, corpus and part."""
-
-MAX_SHARDS = 100_000
-"""A manifest of more would take a reader too long."""
-
-_PACKAGES = ("tmkd", "torch", "transformers", "tokenizers", "ray", "pyarrow")
-
-
-@dataclass(frozen=True)
-class StoreRequest:
-    """One teacher over one corpus part.
-
-    Attributes:
-        model_path: What ``from_pretrained`` takes; None for a teacher with ``stores``.
-        revision: On the hub.
-        corpus: The part's corpus as the recipe describes it.
-    """
-
-    teacher: Teacher
-    model_path: str | None
-    revision: str | None
-    corpus: Corpus
-    part: MaterialisedPart
-
-    @property
-    def key(self) -> StoreKey:
-        """Names of teacher, corpus and part."""
-        return (self.teacher.name, self.part.corpus, self.part.part)
-
-    @property
-    def part_key(self) -> PartKey:
-        """Names of corpus and part."""
-        return (self.part.corpus, self.part.part)
-
-
-@dataclass(frozen=True)
-class StoreSettings:
-    """Where stores lie and how they are made.
-
-    Attributes:
-        root: Location of all stores, a directory or a URL.
-        hash_cache: JSON file of weight hashes.
-        new_store: Begin a new store although one of the same names but another hash exists.
-    """
-
-    root: str
-    hash_cache: Path
-    options: StoreOptions
-    new_store: bool = False
-
-
-@dataclass(frozen=True)
-class StoreTarget:
-    """A store that a model has to fill: what it is, by what, and where."""
-
-    request: StoreRequest
-    plan: Plan
-    identity: StoreIdentity
-    spec: WorkerSpec
-    root: str
+__all__ = [
+    "StoreKey",
+    "StoreRequest",
+    "StoreSettings",
+    "StoreTarget",
+    "describe_targets",
+    "make_job",
+    "make_queue",
+    "make_stores",
+    "run_queues",
+]
 
 
 def make_stores(
@@ -165,7 +117,7 @@ def make_job(
     )
 
 
-def make_queue(spec: WorkerSpec, jobs: Sequence[ShardJob], num_shards: int, num_rows: int) -> TeacherQueue:
+def make_queue(spec: AnyWorkerSpec, jobs: Sequence[ShardJob], num_shards: int, num_rows: int) -> TeacherQueue:
     """Makes a teacher's queue.
 
     Args:
@@ -219,7 +171,7 @@ def _use_given(requests: Sequence[StoreRequest]) -> tuple[dict[StoreKey, str], d
         if teacher.name not in opened:
             opened[teacher.name] = open_given_stores(teacher)
         store = match_part(teacher, opened[teacher.name], request.part)
-        _check_labels(request, store.identity.native_labels)
+        check_given(request, store)
         roots[request.key] = store.root
         given.append((request.part_key, store))
     return roots, shared_plans(given)
@@ -233,64 +185,9 @@ def _describe_targets(
         if request.teacher.stores is not None or request.key in targets:
             continue
         if request.part_key not in plans:
-            plans[request.part_key] = _plan_part(request.part, settings.options.shard_rows)
-        targets[request.key] = _describe_target(request, plans[request.part_key], settings)
+            plans[request.part_key] = plan_part(request.part, settings.options.shard_rows)
+        targets[request.key] = describe_target(request, plans[request.part_key], settings)
     return list(targets.values())
-
-
-def _plan_part(part: MaterialisedPart, shard_rows: int) -> Plan:
-    plan = make_plan(open_rows(part.rows_path), shard_rows)
-    if plan.fingerprint != part.fingerprint:
-        raise DataError(
-            f"{part.rows_path}: its rows have changed since they were written; delete its directory and "
-            "run the same command again"
-        )
-    if plan.num_shards > MAX_SHARDS:
-        raise RecipeError(
-            f"{part.corpus}/{part.part} would have {plan.num_shards} shards of {shard_rows} rows; a store "
-            f"has at most {MAX_SHARDS}: raise it",
-            field="store.shard_rows",
-        )
-    return plan
-
-
-def _describe_target(request: StoreRequest, plan: Plan, settings: StoreSettings) -> StoreTarget:
-    teacher, name = request.teacher, request.teacher.name
-    if request.model_path is None:
-        raise ValueError(f"the request of teacher {name} has neither a model nor stores")
-    commit = resolve_commit(request.model_path, request.revision, teacher=name)
-    labels = native_labels(request.model_path, commit, teacher=name)
-    _check_labels(request, labels)
-    generation = describe_generation(teacher, request.model_path, commit, request.corpus, settings.hash_cache)
-    identity = StoreIdentity(
-        plan_hash=plan.plan_hash,
-        generation_hash=generation_hash(generation),
-        generation=generation,
-        native_labels=labels,
-        teacher=name,
-        corpus=request.part.corpus,
-        part=request.part.part,
-        produced_by=_installed_versions(),
-    )
-    spec = WorkerSpec(
-        teacher=teacher,
-        model_path=request.model_path,
-        revision=commit,
-        num_threads=max(1, int(teacher.cpus_per_actor)),
-        device="cuda" if teacher.gpus_per_actor else "cpu",
-    )
-    root = join_location(settings.root, store_directory_name(identity.plan_hash, identity.generation_hash))
-    return StoreTarget(request, plan, identity, spec, root)
-
-
-def _check_labels(request: StoreRequest, labels: Sequence[str]) -> None:
-    """Maps the teacher's labels onto the corpus's.
-
-    Raises:
-        LabelError: They cannot be mapped.
-    """
-    field = f"teachers.{request.teacher.name}.label_map"
-    match_order(rename(labels, request.teacher.label_map, field=field), request.corpus.labels, field=field)
 
 
 def _refuse_near_miss(target: StoreTarget, settings: StoreSettings) -> None:
@@ -325,7 +222,7 @@ def _fill_queues(
     jobs: dict[str, list[ShardJob]] = {}
     num_shards: dict[str, int] = {}
     num_rows: dict[str, int] = {}
-    specs: dict[str, WorkerSpec] = {}
+    specs: dict[str, AnyWorkerSpec] = {}
     seen: set[str] = set()
     for target, store in zip(targets, stores, strict=True):
         # Two names for the same model, or for the same rows, share one store.
@@ -365,13 +262,3 @@ def _tell_complete(
     for name, found in plans.items():
         num_shards, num_rows = sum(p.num_shards for p in found), sum(p.num_rows for p in found)
         on_progress(ProgressEvent(name, "done", num_shards, num_shards, num_rows, num_rows, num_rows))
-
-
-def _installed_versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

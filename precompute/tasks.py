@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
+from schemas.language import LanguageTeacher, Objective
 from schemas.plan import ShardTask
 from schemas.recipe import Teacher
 from schemas.records import CommitRecord
@@ -27,6 +28,30 @@ class WorkerSpec:
     revision: str | None
     num_threads: int
     device: Literal["cpu", "cuda"] = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageWorkerSpec:
+    """One loaded language model.
+
+    Attributes:
+        teacher: The recipe's teacher.
+        model_path, revision, num_threads, device: See ``WorkerSpec``.
+        objective: Of the chunks.
+        vocab: V, the true vocabulary: a model with fewer logits is refused.
+    """
+
+    teacher: LanguageTeacher
+    model_path: str
+    revision: str | None
+    num_threads: int
+    device: Literal["cpu", "cuda"]
+    objective: Objective
+    vocab: int
+
+
+AnyWorkerSpec: TypeAlias = WorkerSpec | LanguageWorkerSpec
+"""Chooses the worker too: ``precompute.actors.make_shard_worker``."""
 
 
 @dataclass(frozen=True, slots=True)

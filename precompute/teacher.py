@@ -10,27 +10,22 @@ Invariants (tests/precompute/test_teacher.py):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
+from precompute.pretrained import check_length, check_weights, reading_pretrained
 from precompute.tasks import WorkerSpec
-from schemas.errors import ResourceError, TeacherError, first_line
+from schemas.errors import ResourceError, TeacherError
 
 # Rows that one call of the tokenizer gets: bounds the Python lists that it returns.
 _TOKENISE_ROWS = 512
-# These count positions from the padding index up, so they have fewer than their table.
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +63,9 @@ class LoadedTeacher:
             ResourceError: The hub cannot be reached.
         """
         name = spec.teacher.name
-        try:
-            with _quiet_transformers():
-                tokenizer, model, report = _read_pretrained(spec)
-        except OSError as error:
-            line = first_line(error)
-            if Path(spec.model_path).exists():
-                raise TeacherError(f"cannot be loaded: {line}", teacher=name) from error
-            message = f"teacher {name}: {spec.model_path} cannot be fetched ({line}); give a local directory"
-            raise ResourceError(message) from error
-        except (SafetensorError, ValueError, ImportError, KeyError) as error:
-            raise TeacherError(f"cannot be loaded: {first_line(error)}", teacher=name) from error
-        _check_weights(report, name)
+        with reading_pretrained(name, spec.model_path):
+            tokenizer, model, report = _read_pretrained(spec)
+        check_weights(report, name, "it is no trained classifier; fine-tune it with a `train:` block")
         _check_tokenizer(tokenizer, model.config, spec)
         return cls(spec, model.to(spec.device).eval(), tokenizer)
 
@@ -191,32 +177,6 @@ def _read_pretrained(spec: WorkerSpec) -> tuple[Any, Any, dict[str, Any]]:
     return tokenizer, model, report
 
 
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keeps the loading bar and report off stderr: what they say of missing weights is an error here."""
-    verbosity = transformers_logging.get_verbosity()
-    had_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bar:
-            transformers_logging.enable_progress_bar()
-
-
-def _check_weights(report: dict[str, Any], name: str) -> None:
-    # Elements of `mismatched_keys` are tuples of a name and two shapes.
-    absent = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if absent:
-        raise TeacherError(
-            f"its checkpoint lacks {', '.join(absent[:3])}{' ...' if len(absent) > 3 else ''}: it is no "
-            "trained classifier; fine-tune it with a `train:` block",
-            teacher=name,
-        )
-
-
 def _check_tokenizer(tokenizer: Any, config: Any, spec: WorkerSpec) -> None:
     name, max_length = spec.teacher.name, spec.teacher.max_length
     if tokenizer.pad_token_id is None:
@@ -224,10 +184,4 @@ def _check_tokenizer(tokenizer: Any, config: Any, spec: WorkerSpec) -> None:
     if getattr(config, "pad_token_id", None) is None:
         # Decoder classifiers find a row's last token by it.
         config.pad_token_id = tokenizer.pad_token_id
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
-        return
-    if config.model_type in _OFFSET_POSITIONS:
-        positions -= config.pad_token_id + 1
-    if max_length > positions:
-        raise TeacherError(f"max_length is {max_length}, the model has {positions} positions", teacher=name)
+    check_length(config, max_length, name)

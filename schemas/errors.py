@@ -144,6 +144,23 @@ class LabelError(RecipeError):
         self.unmapped = tuple(unmapped)
 
 
+class TemperatureError(RecipeError):
+    """A temperature at which a store cannot give the teacher's distribution exactly.
+
+    Attributes:
+        temperature: What was asked for.
+        grid: The temperatures that the store holds besides 1.
+    """
+
+    def __init__(
+        self, message: str, *, temperature: float, grid: Sequence[float], field: str | None = "temperature"
+    ) -> None:
+        held = ", ".join(f"{entry:g}" for entry in grid) or "none"
+        super().__init__(f"{temperature:g}: {message} (besides 1 it has: {held})", field=field)
+        self.temperature = temperature
+        self.grid = tuple(grid)
+
+
 class RefusedError(TmkdError):
     """What is there belongs to another plan, generation or run (exit code 4).
 

@@ -5,16 +5,19 @@ share one stage 1, and a restart has one stage to resume.
 
 Invariants:
     1. A job names stores and corpora, never a teacher's model (tests/schemas/test_job.py).
-    2. ``StageJob.fingerprint`` covers everything that changes the weights, and no path of output.
+    2. A job's ``fingerprint`` covers everything that changes the weights, and no path of output.
+    3. A job without ``task``, as written before there were language models, is a classifier's
+       (tests/schemas/test_job.py).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, TypeAdapter
 
 from schemas.digest import hash_value
+from schemas.language import LanguageConfigInit, LanguageLayersInit, LanguageStage, LossTerm, Objective
 from schemas.recipe import ConfigInit, Count, Frozen, LayersInit, Training
 
 GOLDEN_HEAD = "golden"
@@ -89,6 +92,7 @@ class StageJob(Frozen):
         threads: CPU threads of a rank.
     """
 
+    task: Literal["classification"] = "classification"
     name: str
     output: str
     init: Annotated[LayersInit | ConfigInit | StudentInit, Field(discriminator="kind")]
@@ -120,7 +124,7 @@ class StageJob(Frozen):
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of what decides the weights; paths are replaced by what they hold."""
-        body = self.model_dump(mode="json", exclude={"name", "output", "threads"})
+        body = self.model_dump(mode="json", exclude={"task", "name", "output", "threads"})
         body["parts"] = [
             [part.fingerprint, part.plan_hash, *([part.labels_hash] if part.labels_hash else [])]
             for part in self.parts
@@ -136,6 +140,86 @@ class StageJob(Frozen):
         if isinstance(self.init, StudentInit):
             body["init"].pop("path")
         return hash_value(body)
+
+
+class TokenTeacher(Frozen):
+    """One teacher of a language model.
+
+    Attributes:
+        name: The teacher's name.
+        weight: Its factor in each loss that has a teacher.
+        stores: The store's root for each part, in the job's part order.
+    """
+
+    name: str
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    stores: tuple[str, ...]
+
+
+class LanguageJob(Frozen):
+    """One stage of one language model.
+
+    Attributes:
+        name, output, init_hash, selection_seed, seed, deepspeed, threads: As for ``StageJob``.
+        init: Where the weights come from.
+        objective: ``causal`` or ``masked``.
+        tokenizer: Hash of the tokenizer of chunks, teachers and student (``schemas.tokenizer_hash``).
+        vocab: V, the true vocabulary.
+        max_length: Tokens of a training sequence, into which short chunks are packed.
+        pack: False: one chunk to a sequence.
+        parts: The corpus: ``rows`` are the parts' ``chunks.arrow``.
+        teachers: Theirs; none where cross-entropy is the only loss.
+        training: Optimisation, losses and row selection. ``global_batch`` and ``max_micro_batch`` count
+            sequences, ``rows`` chunks.
+    """
+
+    task: Literal["language"] = "language"
+    name: str
+    output: str
+    init: Annotated[LanguageLayersInit | LanguageConfigInit | StudentInit, Field(discriminator="kind")]
+    init_hash: str | None = None
+    objective: Objective = "causal"
+    tokenizer: str
+    vocab: Count
+    max_length: Annotated[int, Field(ge=2)]
+    pack: bool = True
+    parts: Annotated[tuple[PartSource, ...], Field(min_length=1)]
+    teachers: tuple[TokenTeacher, ...] = ()
+    training: LanguageStage
+    selection_seed: int
+    seed: int
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    threads: int = 1
+
+    @property
+    def losses(self) -> tuple[LossTerm, ...]:
+        """The summands of the loss."""
+        return self.training.losses
+
+    def fingerprint(self) -> str:
+        """Returns the SHA-256 of what decides the weights; paths are replaced by what they hold."""
+        body = self.model_dump(mode="json", exclude={"name", "output", "threads"})
+        body["parts"] = [[part.fingerprint, part.plan_hash] for part in self.parts]
+        for teacher in body["teachers"]:
+            # A store's directory is named by its plan and generation hashes.
+            teacher["stores"] = [root.rstrip("/").rsplit("/", 1)[-1] for root in teacher["stores"]]
+        if isinstance(self.init, StudentInit):
+            body["init"].pop("path")
+        return hash_value(body)
+
+
+def _task_of(job: Any) -> str:
+    task = job.get("task", "classification") if isinstance(job, dict) else getattr(job, "task", None)
+    return task if isinstance(task, str) else "unknown"
+
+
+AnyJob: TypeAlias = StageJob | LanguageJob
+JOB_ADAPTER: TypeAdapter[AnyJob] = TypeAdapter(
+    Annotated[
+        Annotated[StageJob, Tag("classification")] | Annotated[LanguageJob, Tag("language")],
+        Discriminator(_task_of),
+    ]
+)
 
 
 class StageStatus(Frozen):

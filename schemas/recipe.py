@@ -160,6 +160,12 @@ class Recipe(Frozen):
         names = [teacher.name for teacher in self.teachers]
         if len(set(names)) != len(names):
             raise ValueError("teacher names must be distinct")
+        for teacher in self.teachers:
+            # All tasks of a recipe are classification so far.
+            if teacher.keep.kind != "dense":
+                raise ValueError(
+                    f"teacher {teacher.name}: keep is {teacher.keep.kind}; classification stores are dense"
+                )
         for where, corpus in self._corpus_references():
             if corpus not in self.corpora:
                 raise ValueError(

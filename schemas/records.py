@@ -45,6 +45,7 @@ _MAX_VERSION_CHARACTERS = 20
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 ShardFile = Annotated[str, Field(pattern=r"^s[0-9]{6,12}-[0-9a-z]{1,64}\.arrow$")]
+Level = Literal["classification", "token"]
 Size = Annotated[int, Field(ge=0, lt=2**62)]
 # Of a list that a stranger made, the first wrong item is enough.
 Item = TypeVar("Item")
@@ -55,17 +56,21 @@ class StoreIdentity(Frozen):
     """``STORE.json``: what a store is.
 
     Attributes:
+        level: What a row is: an example with one distribution over labels, or a chunk of a document with
+            one over the vocabulary for each token to predict.
         plan_hash: Of the plan (64 hex digits).
         generation_hash: Of ``generation``.
         generation: The fields whose change makes other logits: teacher weights, tokenizer, maximum
-            length, truncation, column order, dtype, attention, keep policy.
-        native_labels: The teacher's label names in the order of its logits. Names only: not hashed.
+            length, truncation, column order, dtype, attention, keep policy. Token level: also ``policy``,
+            ``grid``, ``codec``, ``vocab``, ``tokenizer`` and ``chunks``.
+        native_labels: The teacher's label names in the order of its logits; none at token level. Names
+            only: not hashed.
         teacher, corpus, part: Names for people and for the near-miss check. Not hashed.
         produced_by: Engine and library versions. Not hashed.
     """
 
     format: Literal["1.0"] = "1.0"
-    level: Literal["classification"] = "classification"
+    level: Level = "classification"
     plan_hash: Hash
     generation_hash: Hash
     generation: dict[str, Any]

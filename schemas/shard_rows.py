@@ -1,4 +1,4 @@
-"""What a shard file must hold: the rows of the plan without the excluded ones, with finite logits.
+"""What a shard file must hold: the rows of the plan without the excluded ones, with finite numbers.
 
 The same check is made when a shard is written and when a store is verified deeply.
 
@@ -17,8 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.entry_layout import CodecError
 from schemas.plan import Plan
 from schemas.records import ExcludedRow
+from schemas.token_check import check_token_batch
 
 RowFault = Literal["excluded rows", "rows", "not finite"]
 
@@ -58,7 +60,8 @@ def check_rows(found: pa.Table, expected: pa.Table) -> None:
     """Checks rows of a shard file, all of them or a piece.
 
     Args:
-        found: R rows as the file holds them: ``ordinal``, ``example_id``, ``text_hash``, ``logits``.
+        found: R rows as the file holds them: ``ordinal``, ``example_id``, ``text_hash``, and ``logits`` or
+            the columns of a token-level shard, with its schema's metadata.
         expected: The same R rows of ``select_rows``.
 
     Raises:
@@ -76,6 +79,17 @@ def check_rows(found: pa.Table, expected: pa.Table) -> None:
             row = _first(pc.not_equal(found.column(name), expected.column(name)))
             example_id = expected.column("example_id")[row].as_py()
             raise ShardRowsError(f"column {name} differs from the plan, first at {example_id}", "rows")
+    if "logits" in found.column_names:
+        _check_logits(found, expected)
+        return
+    try:
+        for batch in found.to_batches():
+            check_token_batch(batch)
+    except CodecError as error:
+        raise ShardRowsError(str(error), "rows") from error
+
+
+def _check_logits(found: pa.Table, expected: pa.Table) -> None:
     logits = found.column("logits").combine_chunks()
     values = logits.flatten() if found.num_rows else pa.array([], pa.float32())
     finite = np.isfinite(values.to_numpy(zero_copy_only=False))

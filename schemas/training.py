@@ -22,8 +22,8 @@ class SampledRows(Frozen):
     seed: int = 0
 
 
-class Training(Frozen):
-    """How one model is optimised on one corpus.
+class Optimisation(Frozen):
+    """How one model is optimised on one corpus, whatever its task.
 
     Attributes:
         corpus: Name of the corpus.
@@ -40,7 +40,6 @@ class Training(Frozen):
         selection_fraction: Seeded share of the rows that is held out of training and used to
             select (early stopping, best step). 0 turns selection off.
         eval_every_steps: Steps between two evaluations on the held-out rows; by default each epoch.
-        metric: What selection compares. ``soft_loss`` is the only one for unlabelled rows.
         patience: Evaluations without a better value after which training stops; None: never.
         checkpoint_every_steps: Steps between two checkpoints; by default only at each evaluation.
         freeze_embeddings: Keep the token embeddings as they are. In a small encoder they are most of
@@ -61,10 +60,19 @@ class Training(Frozen):
     window_shards: Count = 8
     selection_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     eval_every_steps: Count | None = None
-    metric: Literal["accuracy", "macro_f1", "loss", "soft_loss"] | None = None
     patience: Count | None = None
     checkpoint_every_steps: Count | None = None
     freeze_embeddings: bool = False
+
+
+class Training(Optimisation):
+    """How a classifier is optimised on one corpus.
+
+    Attributes:
+        metric: What selection compares. ``soft_loss`` is the only one for unlabelled rows.
+    """
+
+    metric: Literal["accuracy", "macro_f1", "loss", "soft_loss"] | None = None
 
 
 class TeacherTraining(Training):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from schemas.fault_points import FaultPoint, listen
-from schemas.job import StageJob
+from schemas.job import JOB_ADAPTER, AnyJob
 from tests.forkserver import SERVER, preload
 
 preload("distill.trainer", "transformers.models.bert.modeling_bert", "torch.utils.tensorboard")
@@ -36,7 +36,7 @@ class Kill:
 
 
 def run_ranks(
-    job: StageJob, *, num_ranks: int = 1, kill: Kill | None = None, fresh: bool = False
+    job: AnyJob, *, num_ranks: int = 1, kill: Kill | None = None, fresh: bool = False
 ) -> list[int | None]:
     """Trains a stage and returns the ranks' exit codes (negative: the signal).
 
@@ -84,7 +84,7 @@ def _run(job_json: str, environment: dict[str, str], kill: Kill | None) -> None:
     os.environ.update(environment)
     opened: list[str] = []
     sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-    job = StageJob.model_validate_json(job_json)
+    job = JOB_ADAPTER.validate_json(job_json)
     output = Path(job.output)
     output.mkdir(parents=True, exist_ok=True)
     path = output / "job.json"

@@ -6,7 +6,7 @@ It knows nothing of crashes; it writes what format 1.0 says and nothing else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from schemas.records import (
 from schemas.rows import classification_schema, corpus_schema, fingerprint_columns, hash_texts
 
 Logits = npt.NDArray[np.float32]
+RowMaker = Callable[[npt.NDArray[np.int64]], pa.RecordBatch]
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,6 @@ def make_store(
     excluded: Sequence[int] = (),
 ) -> Path:
     """Writes a finished store; ``logits`` is float32[rows of the part, C] in the order of ``labels``."""
-    for directory in (DATA_DIRECTORY, COMMIT_DIRECTORY):
-        (root / directory).mkdir(parents=True)
     generation = {"teacher": teacher}
     identity = StoreIdentity(
         plan_hash=plan.plan_hash,
@@ -108,10 +107,41 @@ def make_store(
         corpus="corpus",
         part="train",
     )
+
+    def make_rows(rows: npt.NDArray[np.int64]) -> pa.RecordBatch:
+        schema = classification_schema(logits.shape[1])
+        values = pa.FixedSizeListArray.from_arrays(
+            pa.array(logits[rows].ravel(), pa.float32()), type=schema.field("logits").type
+        )
+        return pa.RecordBatch.from_arrays([*take_keys(plan, rows).columns, values], schema=schema)
+
+    return write_store(root, plan, identity, make_rows, batch_rows=batch_rows, excluded=excluded)
+
+
+def take_keys(plan: Plan, rows: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    """Returns ``ordinal``, ``example_id`` and ``text_hash`` of some rows."""
+    chosen = plan.rows.take(rows)
+    names = ("ordinal", "example_id", "text_hash")
+    return pa.record_batch({name: chosen.column(name).combine_chunks() for name in names})
+
+
+def write_store(
+    root: Path,
+    plan: Plan,
+    identity: StoreIdentity,
+    make_rows: RowMaker,
+    *,
+    batch_rows: int = 4,
+    excluded: Sequence[int] = (),
+) -> Path:
+    """Writes a finished store of any level; ``make_rows`` makes the record batch of some rows."""
+    for directory in (DATA_DIRECTORY, COMMIT_DIRECTORY):
+        (root / directory).mkdir(parents=True)
     (root / STORE_FILE).write_bytes(encode_record(identity))
     (root / PLAN_FILE).write_bytes(encode_plan(plan))
     shards = [
-        _write_shard(root, identity, plan, task.shard, logits, batch_rows, excluded) for task in plan.tasks()
+        _write_shard(root, identity, plan, task.shard, make_rows, batch_rows, excluded)
+        for task in plan.tasks()
     ]
     reasons = tuple(row for _, record in shards for row in record.excluded)
     manifest = Manifest(
@@ -139,19 +169,15 @@ def _write_shard(
     identity: StoreIdentity,
     plan: Plan,
     shard: int,
-    logits: Logits,
+    make_rows: RowMaker,
     batch_rows: int,
     excluded: Sequence[int],
 ) -> tuple[ManifestShard, CommitRecord]:
     start, stop = plan.bounds[shard], plan.bounds[shard + 1]
     rows = np.setdiff1d(np.arange(start, stop), np.asarray(excluded, np.int64))
     chosen = plan.rows.take(rows)
-    schema = classification_schema(logits.shape[1])
-    values = pa.FixedSizeListArray.from_arrays(
-        pa.array(logits[rows].ravel(), pa.float32()), type=schema.field("logits").type
-    )
-    columns = [chosen.column(name).combine_chunks() for name in ("ordinal", "example_id", "text_hash")]
-    whole = pa.RecordBatch.from_arrays([*columns, values], schema=schema)
+    whole = make_rows(rows)
+    schema = whole.schema
     name = f"{shard_stem(shard)}-test.arrow"
     path = root / DATA_DIRECTORY / name
     offsets = [8 + schema.serialize().size]

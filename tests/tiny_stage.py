@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from schemas.job import StageJob, StudentInit
+from schemas.job import AnyJob, StageJob, StudentInit
 from schemas.recipe import ConfigInit, LayersInit, Training
 from tests.distill.tiny_models import CONFIGS, OTHER_WORDS, save_tokenizer
 from tests.store_factory import MadePart, make_part, make_store, target
@@ -83,7 +83,7 @@ class TinyStage:
         return StageJob(**{**fields, **changes})
 
 
-def write_job(job: StageJob) -> Path:
+def write_job(job: AnyJob) -> Path:
     """Writes a job's file into its output and returns the path."""
     path = Path(job.output) / "job.json"
     path.parent.mkdir(parents=True, exist_ok=True)

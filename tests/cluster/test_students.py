@@ -8,7 +8,8 @@ import pytest
 
 from cluster.students import is_complete, run_job
 from schemas.errors import DataError, InterruptedRunError, RefusedError
-from schemas.job import PartSource, StageJob, StageStatus
+from schemas.job import JOB_ADAPTER, LanguageJob, PartSource, StageJob, StageStatus, TokenTeacher
+from schemas.language import LanguageLayersInit, LanguageStage, LossTerm
 from schemas.recipe import FirstRows, LayersInit, Training
 
 
@@ -37,7 +38,7 @@ class Trainer:
 
     def __call__(self, path: Path) -> StageStatus:
         self.calls += 1
-        job = StageJob.model_validate_json(path.read_bytes())
+        job = JOB_ADAPTER.validate_json(path.read_bytes())
         status = StageStatus(state=self.state, fingerprint=job.fingerprint(), step=3)
         (path.parent / "status.json").write_text(status.model_dump_json())
         (path.parent / "model").mkdir(exist_ok=True)
@@ -110,3 +111,33 @@ def test_a_damaged_job_file_is_a_data_error(tmp_path: Path) -> None:
     (tmp_path / "s" / "job.json").write_text(json.dumps({"name": 3}))
     with pytest.raises(DataError, match="cannot be read"):
         is_complete(job(tmp_path / "s"))
+
+
+def language_job(output: Path, **changes: Any) -> LanguageJob:
+    fields: dict[str, Any] = {
+        "name": "lm/seed-1/stage-1",
+        "output": str(output),
+        "init": LanguageLayersInit(kind="layers", model="m", layers=2),
+        "tokenizer": "a" * 64,
+        "vocab": 50,
+        "max_length": 64,
+        "parts": (PartSource(rows="/c/chunks.arrow", fingerprint="f" * 64, plan_hash="p" * 64, num_rows=5),),
+        "teachers": (TokenTeacher(name="t", stores=("/stores/p-g",)),),
+        "training": LanguageStage(corpus="train", teachers=("t",), losses=(LossTerm(name="ghost_kl"),)),
+        "selection_seed": 1,
+        "seed": 1,
+    }
+    return LanguageJob(**{**fields, **changes})
+
+
+def test_a_language_models_job_is_run_once_and_told_apart_from_another(tmp_path: Path) -> None:
+    trainer = Trainer()
+    assert run_job(language_job(tmp_path / "s"), trainer)
+    moved = (TokenTeacher(name="t", stores=("/elsewhere/p-g",)),)
+    assert not run_job(language_job(tmp_path / "s", teachers=moved), trainer)
+    assert trainer.calls == 1
+    other = (TokenTeacher(name="t", stores=("/stores/p-h",)),)
+    with pytest.raises(RefusedError, match=r"teachers\.0\.stores\.0: \"p-g\" -> \"p-h\""):
+        run_job(language_job(tmp_path / "s", teachers=other), trainer)
+    with pytest.raises(RefusedError, match="holds another job"):
+        run_job(job(tmp_path / "s"), trainer)

@@ -221,7 +221,7 @@ def test_records_of_two_teachers_are_no_store(root: Path, part: MadePart, tmp_pa
 def test_hashes_are_checked_again_after_a_shard_was_evicted(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill.store_reader.MAX_MAPPED_SHARDS", 1)
+    monkeypatch.setattr("distill.row_store.MAX_MAPPED_SHARDS", 1)
     store = LogitStore.open(root)
     store.gather(np.array([0]))
     store.gather(np.array([20]))

@@ -259,7 +259,7 @@ def test_a_cut_into_more_shards_than_a_store_may_have_is_refused_before_any_work
     model: Path, make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make.may_start = False
-    monkeypatch.setattr("precompute.stores.MAX_SHARDS", 3)
+    monkeypatch.setattr("precompute.targets.MAX_SHARDS", 3)
     with pytest.raises(RecipeError, match=r"store\.shard_rows: .* at most 3"):
         make(request_of(model, make.part()), shard_rows=1)
     assert not (make.directory / "stores").exists()

@@ -66,6 +66,10 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         ({"teachers": [{"name": "t1", "model": "m", "stores": ["s"]}]}, "either model or stores"),
         ({"teachers": [{"name": "t1", "model": "m"}] * 2}, "distinct"),
         ({"teachers": [{"name": "t1", "model": "m", "tokens_per_batch": 16}]}, "at least max_length"),
+        (
+            {"teachers": [{"name": "t1", "model": "m", "keep": {"kind": "top_k", "k": 3}}]},
+            "keep is top_k; classification stores are dense",
+        ),
         ({"deepspeed": {"train_batch_size": 8}}, "batch, optimizer and scheduler"),
         ({"compare": {"arms": ["m-o-m"]}}, "m-o-m is computed"),
         (

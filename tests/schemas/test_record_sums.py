@@ -39,7 +39,7 @@ def make_record(**changes: Any) -> CommitRecord:
 
 
 def test_a_record_of_a_whole_shard_adds_up() -> None:
-    assert find_contradiction(make_record()) is None
+    assert find_contradiction(make_record(), "classification") is None
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_record_of_a_whole_shard_adds_up() -> None:
     ids=str,
 )
 def test_a_record_that_contradicts_itself_is_told(changes: dict[str, Any], told: str) -> None:
-    assert told in (find_contradiction(make_record(**changes)) or "")
+    assert told in (find_contradiction(make_record(**changes), "classification") or "")
 
 
 def test_a_batch_has_64_kib_for_each_row_and_twice_as_much_for_its_message() -> None:
@@ -70,10 +70,15 @@ def test_a_batch_has_64_kib_for_each_row_and_twice_as_much_for_its_message() -> 
             tail=make_region(end + 20, 14),
             num_bytes=end + 34,
         )
-        assert find_contradiction(record) == told
+        assert find_contradiction(record, "classification") == told
 
 
 def test_a_tail_of_more_than_64_mib_is_none() -> None:
     most = 64 * 2**20
     for length, told in ((most, None), (most + 1, f"has a head or tail of {most + 1} bytes")):
-        assert find_contradiction(make_record(tail=make_region(66, length), num_bytes=66 + length)) == told
+        assert (
+            find_contradiction(
+                make_record(tail=make_region(66, length), num_bytes=66 + length), "classification"
+            )
+            == told
+        )
