@@ -133,7 +133,7 @@ def make_inputs(run: Run, planned: dict[str, PlannedCorpus], lock: StoresLock) -
 
 
 def _make_stores(run: Run) -> tuple[dict[str, PlannedCorpus], StoresLock, dict[str, TeacherModel]]:
-    from cluster.store_step import make_run_stores
+    from cluster.store_step import make_run_stores, store_requests
     from cluster.teacher_step import train_teachers
 
     with run.steps.step("plan"):
@@ -143,7 +143,7 @@ def _make_stores(run: Run) -> tuple[dict[str, PlannedCorpus], StoresLock, dict[s
             dropped = f"{corpus.num_dropped} unlabelled rows that share a text with an evaluation set"
             say(f"  {name}: dropped {dropped}")
     models = train_teachers(run, planned)
-    stores = make_run_stores(run, planned, models)
+    stores = make_run_stores(run, store_requests(run, planned, models))
     shard_rows = run.recipe.store.shard_rows
     lock = StoresLock(
         corpora={name: locked_parts(corpus.parts, shard_rows, stores) for name, corpus in planned.items()}

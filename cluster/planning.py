@@ -6,7 +6,7 @@ grew at its end gains a part (tests/cluster/test_planning.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def plan_corpora(recipe: Recipe, directory: RunDirectory) -> dict[str, PlannedCo
         name: materialise_corpus(name, recipe.corpora[name], data_root=recipe.data_root, out=directory.out)
         for name in names
     }
-    _check_lock(parts, directory.corpora_lock)
+    check_corpora_lock(parts, directory.corpora_lock)
     evaluation = [open_rows(part.rows_path) for name in recipe.evaluation.corpora for part in parts[name]]
     planned = {name: PlannedCorpus(found) for name, found in parts.items()}
     for name in dict.fromkeys(stage.corpus for stage in recipe.stages):
@@ -65,7 +65,7 @@ def plan_corpora(recipe: Recipe, directory: RunDirectory) -> dict[str, PlannedCo
 
 
 def locked_parts(
-    parts: tuple[MaterialisedPart, ...], shard_rows: int, stores: Mapping[tuple[str, str, str], str]
+    parts: Sequence[MaterialisedPart], shard_rows: int, stores: Mapping[tuple[str, str, str], str]
 ) -> tuple[LockedPart, ...]:
     """Describes parts as ``distill`` reads them.
 
@@ -92,6 +92,42 @@ def check_locked(planned: Mapping[str, PlannedCorpus], lock: StoresLock) -> None
             )
 
 
+def check_corpora_lock(parts: Mapping[str, Sequence[MaterialisedPart]], path: Path) -> None:
+    """Compares corpora with those that the run was planned with, then writes them down.
+
+    Args:
+        parts: Of each corpus.
+        path: ``corpora.lock.json``.
+
+    Raises:
+        RefusedError: A part has changed or is gone.
+        DataError: The file cannot be read.
+    """
+    found = {name: [_describe(part) for part in items] for name, items in parts.items()}
+    known: dict[str, Any] = {}
+    if path.exists():
+        try:
+            known = read_document(path)["corpora"]
+        except (DocumentError, KeyError) as error:
+            raise DataError(f"{path} {error}; delete it to plan the run anew") from error
+    for name in known.keys() & found.keys():
+        parts_now = {part["part"]: part for part in found[name]}
+        for before in known[name]:
+            now = parts_now.get(before["part"], {})
+            differing = [
+                f"{key}: {value} -> {now.get(key, 'gone')}"
+                for key, value in before.items()
+                if now.get(key) != value
+            ]
+            if differing:
+                raise RefusedError(
+                    f"corpus {name}/{before['part']} has changed since this run was planned; restore it, "
+                    "or give the run another name (--set name=...)",
+                    differing=differing,
+                )
+    write_document(path, {"corpora": {**known, **found}})
+
+
 def _lock_part(
     part: MaterialisedPart, shard_rows: int, stores: Mapping[tuple[str, str, str], str]
 ) -> LockedPart:
@@ -116,33 +152,6 @@ def _lock_part(
         labels_hash=part.labels_hash,
         stores=roots,
     )
-
-
-def _check_lock(parts: Mapping[str, tuple[MaterialisedPart, ...]], path: Path) -> None:
-    """Compares with the corpora as the run was planned, then writes them down."""
-    found = {name: [_describe(part) for part in items] for name, items in parts.items()}
-    known: dict[str, Any] = {}
-    if path.exists():
-        try:
-            known = read_document(path)["corpora"]
-        except (DocumentError, KeyError) as error:
-            raise DataError(f"{path} {error}; delete it to plan the run anew") from error
-    for name in known.keys() & found.keys():
-        parts_now = {part["part"]: part for part in found[name]}
-        for before in known[name]:
-            now = parts_now.get(before["part"], {})
-            differing = [
-                f"{key}: {value} -> {now.get(key, 'gone')}"
-                for key, value in before.items()
-                if now.get(key) != value
-            ]
-            if differing:
-                raise RefusedError(
-                    f"corpus {name}/{before['part']} has changed since this run was planned; restore it, "
-                    "or give the run another name (--set name=...)",
-                    differing=differing,
-                )
-    write_document(path, {"corpora": {**known, **found}})
 
 
 def _describe(part: MaterialisedPart) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Recipes as files: YAML in, overrides applied, a frozen ``Recipe`` out, and back.
+"""Recipes as files: YAML in, overrides applied, a frozen recipe of either task out, and back.
 
 Invariant: every error names the file, the field's path and what was expected
 (tests/cluster/test_recipe_file.py).
@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from schemas.any_recipe import AnyRecipe, recipe_type
 from schemas.digest import replace_file
 from schemas.errors import RecipeError
-from schemas.recipe import Recipe
 
 
-def load_recipe(source: str, overrides: Sequence[str] = (), *, out: str | None = None) -> Recipe:
+def load_recipe(source: str, overrides: Sequence[str] = (), *, out: str | None = None) -> AnyRecipe:
     """Reads a recipe.
 
     Args:
@@ -46,25 +46,26 @@ def load_recipe(source: str, overrides: Sequence[str] = (), *, out: str | None =
     return parse_recipe(document, source=source)
 
 
-def parse_recipe(document: dict[str, Any], *, source: str | None = None) -> Recipe:
+def parse_recipe(document: dict[str, Any], *, source: str | None = None) -> AnyRecipe:
     """Validates a recipe that is already a dictionary.
 
     Raises:
         RecipeError: The first error, and how many more there are.
     """
+    kind = recipe_type(document, source=source)
     try:
-        return Recipe.model_validate(document)
+        return kind.model_validate(document)
     except ValidationError as error:
-        raise _explain(error, source) from error
+        raise _explain(error, source, kind.model_json_schema()) from error
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: AnyRecipe) -> str:
     """Returns the resolved recipe as YAML, defaults included."""
     document = recipe.model_dump(mode="json")
     return yaml.dump(document, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def write_recipe(recipe: Recipe, path: Path) -> None:
+def write_recipe(recipe: AnyRecipe, path: Path) -> None:
     """Writes the resolved recipe atomically."""
     replace_file(path, dump_recipe(recipe).encode())
 
@@ -164,10 +165,10 @@ def _list_position(items: list[Any], step: str, path: str) -> int:
     raise RecipeError(f"--set {path}: no item {step!r}; expected {expected}", field=path)
 
 
-def _explain(error: ValidationError, source: str | None) -> RecipeError:
+def _explain(error: ValidationError, source: str | None, schema: dict[str, Any]) -> RecipeError:
     details = error.errors(include_url=False)
     first = details[0]
-    path, parent = _walk_schema(first["loc"])
+    path, parent = _walk_schema(first["loc"], schema)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = f"unknown key; expected one of {', '.join(sorted(parent.get('properties', {})))}"
@@ -178,14 +179,13 @@ def _explain(error: ValidationError, source: str | None) -> RecipeError:
     return RecipeError(message, source=source, field=".".join(path) or None)
 
 
-def _walk_schema(location: tuple[int | str, ...]) -> tuple[list[str], dict[str, Any]]:
+def _walk_schema(location: tuple[int | str, ...], schema: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Follows an error's location through the recipe's JSON schema.
 
     Returns:
         The path as the recipe's author wrote it (pydantic adds the tag of a union), and the schema
         of the mapping that holds the last step.
     """
-    schema = Recipe.model_json_schema()
     node: dict[str, Any] = schema
     path: list[str] = []
     parent = node

@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 from cluster.console import say
 from cluster.recipe_file import write_recipe
 from cluster.run_directory import RunDirectory
 from cluster.steps import StepLog
 from precompute.interrupt import StopFlag, stop_on_signals
+from schemas.any_recipe import AnyRecipe
 from schemas.recipe import Recipe
+
+R_co = TypeVar("R_co", bound=AnyRecipe, covariant=True)
+_R = TypeVar("_R", bound=AnyRecipe)
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,10 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run under way: what every step needs."""
+class RunOf(Generic[R_co]):
+    """A run under way, of one kind of recipe: what every step needs."""
 
-    recipe: Recipe
+    recipe: R_co
     options: RunOptions
     directory: RunDirectory
     steps: StepLog
@@ -53,15 +57,19 @@ class Run:
         return self.recipe.threads_per_proc or max(1, available_cpus() // num_procs)
 
 
+Run: TypeAlias = RunOf[Recipe]
+AnyRun: TypeAlias = RunOf[AnyRecipe]
+
+
 @contextmanager
-def start_run(recipe: Recipe, options: RunOptions) -> Iterator[Run]:
+def start_run(recipe: _R, options: RunOptions) -> Iterator[RunOf[_R]]:
     """Makes the run's directory, writes the resolved recipe, and turns signals into a flag."""
     directory = RunDirectory.of(recipe)
     directory.run.mkdir(parents=True, exist_ok=True)
     write_recipe(recipe, directory.recipe)
     say(f"run {directory.run}")
     with stop_on_signals() as stop:
-        yield Run(recipe, options, directory, StepLog.open(directory.timings), stop)
+        yield RunOf(recipe, options, directory, StepLog.open(directory.timings), stop)
 
 
 def available_device() -> Literal["cpu", "cuda"]:

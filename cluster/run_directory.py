@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from schemas.any_recipe import AnyRecipe
 from schemas.errors import DamagedStoreError, DataError
-from schemas.recipe import Recipe
 from schemas.records import LOCK_FILE, StoresLock, read_record
 from schemas.storage.location import normal_location
 
@@ -26,7 +26,7 @@ class RunDirectory:
     stores: str
 
     @classmethod
-    def of(cls, recipe: Recipe) -> RunDirectory:
+    def of(cls, recipe: AnyRecipe) -> RunDirectory:
         """Returns the layout of a recipe's run; creates nothing."""
         out = Path(recipe.out).expanduser().absolute()
         stores = normal_location(recipe.store.root or out / "stores")
@@ -76,6 +76,11 @@ class RunDirectory:
     def teachers(self) -> Path:
         """Teachers that tmkd trained, by fingerprint."""
         return self.out / "teachers"
+
+    @property
+    def models(self) -> Path:
+        """Models that were written again in another format, by the hash of what they were read from."""
+        return self.out / "cache" / "models"
 
     @property
     def hash_cache(self) -> Path:

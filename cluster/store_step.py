@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -10,25 +10,17 @@ from cluster.arms import used_teachers
 from cluster.planning import PlannedCorpus
 from cluster.progress import show_progress
 from cluster.ray_session import RaySession, ray_session
-from cluster.run_context import Run, available_cpus
+from cluster.run_context import AnyRun, Run, available_cpus
 from cluster.teacher_step import TeacherModel
 from precompute.stores import StoreKey, StoreRequest, StoreSettings, make_stores
 
 
-def make_run_stores(
-    run: Run, planned: Mapping[str, PlannedCorpus], models: Mapping[str, TeacherModel]
-) -> dict[StoreKey, str]:
+def make_run_stores(run: AnyRun, requests: Sequence[StoreRequest]) -> dict[StoreKey, str]:
     """Makes the stores that the recipe's students and its evaluation need.
-
-    Args:
-        run: The run.
-        planned: All corpora.
-        models: Of the teachers that have one.
 
     Returns:
         From (teacher, corpus, part) to the store's root.
     """
-    requests = store_requests(run, planned, models)
     settings = StoreSettings(
         root=run.directory.stores,
         hash_cache=run.directory.hash_cache,

@@ -135,7 +135,9 @@ def find_own_recipe(student: Path) -> Recipe | None:
     if not path.is_file():
         return None
     recipe = load_recipe(str(path), out=str(run.parent))
-    return recipe if recipe.evaluation.corpora and RunDirectory.of(recipe).lock.exists() else None
+    if not isinstance(recipe, Recipe) or not recipe.evaluation.corpora:
+        return None
+    return recipe if RunDirectory.of(recipe).lock.exists() else None
 
 
 def rank_within(scores_N: npt.NDArray[np.floating[Any]], keys: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -16,13 +16,14 @@ from cluster.arms import (
 )
 from cluster.console import say
 from cluster.deepspeed_launch import launch_stage
-from cluster.run_context import Run
+from cluster.run_context import AnyRun, Run
 from cluster.scoring import FinishedStudent
 from cluster.student_task import StudentTask, write_task
 from cluster.students import Launch, is_complete, run_job
 from distill.stage_directory import StageDirectory, publish_directory
 from distill.store_reader import LogitStore
-from schemas.job import StageJob, StageStatus
+from distill.token_store import TokenStore
+from schemas.job import AnyJob, LanguageJob, StageJob, StageStatus
 
 
 def train_students(run: Run, inputs: Inputs) -> tuple[FinishedStudent, ...]:
@@ -34,38 +35,54 @@ def train_students(run: Run, inputs: Inputs) -> tuple[FinishedStudent, ...]:
         TrainingError: The trainer failed.
         InterruptedRunError: The run was asked to stop.
     """
-    finished = []
     jobs_of = {
         student: stage_jobs(run.recipe, student, inputs, run.directory.students)
         for student in student_runs(run.recipe)
     }
     check_stores(job for jobs in jobs_of.values() for job in jobs)
-    for student, jobs in jobs_of.items():
-        for job in jobs:
-            run.stop.raise_if_set()
-            if run_job(job, make_launch(run)):
-                say(f"  {job.name}: done{_describe_memory(job)}")
-        finished.append(_finish(student, jobs[-1]))
-    return tuple(finished)
+    run_jobs(run, [job for jobs in jobs_of.values() for job in jobs])
+    return tuple(_finish(student, jobs[-1]) for student, jobs in jobs_of.items())
 
 
-def check_stores(jobs: Iterable[StageJob]) -> None:
+def run_jobs(run: AnyRun, jobs: Iterable[AnyJob]) -> None:
+    """Runs jobs, one after another, unless their results are there.
+
+    Raises:
+        RefusedError: A job's directory holds another job's result.
+        TrainingError: The trainer failed.
+        InterruptedRunError: The run was asked to stop.
+    """
+    for job in jobs:
+        run.stop.raise_if_set()
+        if run_job(job, make_launch(run)):
+            say(f"  {job.name}: done{_describe_memory(job)}")
+
+
+def check_stores(jobs: Iterable[AnyJob]) -> None:
     """Opens every store that a job still to be run reads: what stage 2 lacks shows before stage 1.
 
     Raises:
         DataError: A store is damaged, unfinished or gone.
+        RefusedError: It is a store of another level.
     """
-    roots: dict[str, None] = {}
+    classifiers: dict[str, None] = {}
+    language_models: dict[str, None] = {}
     for job in jobs:
-        if not is_complete(job):
-            roots |= dict.fromkeys(
+        if is_complete(job):
+            continue
+        if isinstance(job, LanguageJob):
+            language_models |= dict.fromkeys(root for teacher in job.teachers for root in teacher.stores)
+        else:
+            classifiers |= dict.fromkeys(
                 root for target in job.soft_targets for row in target.stores for root in row
             )
-    for root in roots:
+    for root in classifiers:
         LogitStore.open(root)
+    for root in language_models:
+        TokenStore.open(root)
 
 
-def make_launch(run: Run) -> Launch:
+def make_launch(run: AnyRun) -> Launch:
     """Returns what starts the trainer on a job file and waits for it; it ends the run if asked to."""
 
     def launch(job_path: Path) -> StageStatus:
@@ -107,7 +124,7 @@ def publish_student(run: Run, student: FinishedStudent) -> Path:
     return target
 
 
-def _describe_memory(job: StageJob) -> str:
+def _describe_memory(job: AnyJob) -> str:
     """Says how much memory rank 0 had at its peak: that of a student, for no teacher is loaded there."""
     status = StageDirectory(Path(job.output)).read_status()
     if status is None or status.peak_rss_bytes is None:

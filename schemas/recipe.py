@@ -129,7 +129,7 @@ class Evaluation(Frozen):
 
 
 class Recipe(Frozen):
-    """A whole run.
+    """A whole run of classifiers; one of language models is a ``schemas.language.LanguageRecipe``.
 
     Attributes:
         name: Name of the run: ``<out>/<name>``.
@@ -140,6 +140,7 @@ class Recipe(Frozen):
         threads_per_proc: CPU threads of one rank; by default the CPUs divided by the ranks.
     """
 
+    task: Literal["classification"] = "classification"
     name: Name
     out: str = "runs"
     data_root: str | None = None
@@ -161,7 +162,6 @@ class Recipe(Frozen):
         if len(set(names)) != len(names):
             raise ValueError("teacher names must be distinct")
         for teacher in self.teachers:
-            # All tasks of a recipe are classification so far.
             if teacher.keep.kind != "dense":
                 raise ValueError(
                     f"teacher {teacher.name}: keep is {teacher.keep.kind}; classification stores are dense"

@@ -1,0 +1,1 @@
+"""Runs of language models: what differs from classification between the recipe and the report."""
