@@ -18,7 +18,8 @@ from typing import Literal
 import numpy as np
 
 from cluster.model_outputs import EvaluatedRows, ModelOutput, add_averages, check_outputs
-from cluster.scored_models import ScoredModel, average_row, interval_of, score_models
+from cluster.resampling import interval_of
+from cluster.scored_models import ScoredModel, average_row, score_models
 from distill.metrics import agreement, compare_correctness
 from schemas.errors import DataError
 from schemas.evaluation import (

@@ -19,6 +19,8 @@ from typing import Literal
 import numpy as np
 
 from cluster.model_outputs import EvaluatedRows, ModelOutput
+from cluster.reliability_bins import list_bins, pool_bins
+from cluster.resampling import ROW_SEED, interval_of
 from distill.metrics import (
     Bools,
     Floats,
@@ -30,16 +32,10 @@ from distill.metrics import (
     bootstrap_means,
     macro_f1,
     mean_reciprocal_rank,
-    percentile_interval,
     predict,
     reliability,
-    resample_seeds,
 )
-from schemas.evaluation import NUM_RELIABILITY_BINS, Interval, ModelRow, Over, Ranking, ReliabilityBin
-
-# Fixed, so that the document is a function of the predictions.
-_ROW_SEED = 20_200_203
-_SEED_SEED = 1_910_083
+from schemas.evaluation import NUM_RELIABILITY_BINS, Interval, ModelRow, Over, Ranking
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +61,7 @@ def score_models(rows: EvaluatedRows, models: Sequence[ModelOutput]) -> list[Sco
     """Measures every model on the same rows, all of them labelled."""
     predicted = [predict(model.probabilities_NC) for model in models]
     correct = [predicted_N == rows.golden_N for predicted_N in predicted]
-    means_BK = bootstrap_means(np.array(correct, dtype=np.float64), _ROW_SEED)
+    means_BK = bootstrap_means(np.array(correct, dtype=np.float64), ROW_SEED)
     teachers = {
         model.name: predicted_N
         for model, predicted_N in zip(models, predicted, strict=True)
@@ -130,14 +126,8 @@ def average_row(
         examples_per_s=_mean_rate(rows, lambda row: row.examples_per_s),
         speed_ratio=_mean_rate(rows, lambda row: row.speed_ratio),
         ranking=_average_ranking([row.ranking for row in rows if row.ranking is not None]),
-        reliability=_list_bins(_pool([one.bins for one in members])),
+        reliability=list_bins(pool_bins([one.bins for one in members])),
     )
-
-
-def interval_of(means_BS: Floats) -> Interval:
-    """Returns the 95 % interval of a mean over rows and, where S > 1, over seeds."""
-    low, high = percentile_interval(resample_seeds(means_BS, _SEED_SEED))
-    return Interval(low=low, high=high)
 
 
 def _make_row(rows: EvaluatedRows, model: ModelOutput, predicted_N: Ints, bins: Reliability) -> ModelRow:
@@ -156,7 +146,7 @@ def _make_row(rows: EvaluatedRows, model: ModelOutput, predicted_N: Ints, bins: 
         num_parameters=model.num_parameters,
         examples_per_s=model.examples_per_s,
         ranking=_rank(rows, model.probabilities_NC),
-        reliability=_list_bins(bins),
+        reliability=list_bins(bins),
     )
 
 
@@ -188,32 +178,6 @@ def _average_ranking(rankings: Sequence[Ranking]) -> Ranking | None:
         auc=fmean(aucs) if aucs else None,
         num_questions=rankings[0].num_questions,
     )
-
-
-def _pool(bins: Sequence[Reliability]) -> Reliability:
-    return Reliability(
-        counts_M=np.sum([one.counts_M for one in bins], axis=0),
-        confidence_sum_M=np.sum([one.confidence_sum_M for one in bins], axis=0),
-        correct_M=np.sum([one.correct_M for one in bins], axis=0),
-    )
-
-
-def _list_bins(bins: Reliability) -> tuple[ReliabilityBin, ...]:
-    num_bins = len(bins.counts_M)
-    listed = []
-    for position in range(num_bins):
-        count = int(bins.counts_M[position])
-        listed.append(
-            ReliabilityBin(
-                low=position / num_bins,
-                high=(position + 1) / num_bins,
-                num_rows=count,
-                # A sum of confidences of 1.0 may round to a mean above 1.
-                mean_confidence=min(float(bins.confidence_sum_M[position]) / count, 1.0) if count else None,
-                accuracy=int(bins.correct_M[position]) / count if count else None,
-            )
-        )
-    return tuple(listed)
 
 
 def _mean_of(rows: Sequence[ModelRow], read: Callable[[ModelRow], float | None]) -> float | None:

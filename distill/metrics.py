@@ -91,9 +91,19 @@ def macro_f1(golden_N: Ints, predicted_N: Ints, num_labels: int) -> float:
 
 def reliability(probabilities_NC: Floats, golden_N: Ints, num_bins: int = NUM_BINS) -> Reliability:
     """Bins rows by their top probability."""
-    confidence_N = np.clip(probabilities_NC.max(axis=1), 0.0, 1.0)
+    return bin_confidences(probabilities_NC.max(axis=1), predict(probabilities_NC) == golden_N, num_bins)
+
+
+def bin_confidences(confidence_N: Floats, correct_N: Bools, num_bins: int = NUM_BINS) -> Reliability:
+    """Bins predictions by their confidence.
+
+    Args:
+        confidence_N: Probabilities of what is predicted; rounding may take them a little out of 0..1.
+        correct_N: Whether it is right.
+        num_bins: M.
+    """
+    confidence_N = np.clip(confidence_N, 0.0, 1.0)
     bin_N = np.clip(np.ceil(confidence_N * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
-    correct_N = predict(probabilities_NC) == golden_N
     return Reliability(
         counts_M=np.bincount(bin_N, minlength=num_bins).astype(np.int64),
         confidence_sum_M=np.bincount(bin_N, weights=confidence_N, minlength=num_bins).astype(np.float64),
@@ -101,7 +111,7 @@ def reliability(probabilities_NC: Floats, golden_N: Ints, num_bins: int = NUM_BI
     )
 
 
-def agreement(first_N: Ints, second_N: Ints) -> float:
+def agreement(first_N: npt.NDArray[np.integer], second_N: npt.NDArray[np.integer]) -> float:
     """Returns the share of rows with the same prediction."""
     return float((first_N == second_N).mean())
 

@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -26,6 +26,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 NumRows = Annotated[int, Field(ge=0)]
 ModelKind = Literal["teacher", "ensemble", "student"]
 Over = Literal["seeds", "teachers"]
+Evaluation = TypeVar("Evaluation", bound=Frozen)
 
 
 class Interval(Frozen):
@@ -43,6 +44,7 @@ class ReliabilityBin(Frozen):
     """Predictions with a confidence in (low, high].
 
     Attributes:
+        num_rows: How many; those of a language model are positions.
         mean_confidence, accuracy: None where the bin is empty.
     """
 
@@ -215,23 +217,42 @@ class RunEvaluation(Frozen):
     dropped: tuple[DroppedRows, ...] = ()
 
 
-def write_evaluation(path: Path, evaluation: RunEvaluation) -> None:
-    """Writes ``evaluation.json`` atomically, with its digest."""
+def write_evaluation(path: Path, evaluation: Frozen) -> None:
+    """Writes ``evaluation.json`` of a run of any task atomically, with its digest."""
     write_document(path, evaluation.model_dump(mode="json"))
 
 
 def read_evaluation(path: Path) -> RunEvaluation:
-    """Reads ``evaluation.json``.
+    """Reads ``evaluation.json`` of a classification run.
+
+    Raises:
+        DataError: The file is missing, malformed, or does not match its digest.
+    """
+    return parse_evaluation(load_evaluation(path), RunEvaluation, path)
+
+
+def load_evaluation(path: Path) -> dict[str, Any]:
+    """Reads ``evaluation.json`` and checks its digest, whatever task it is of.
 
     Raises:
         DataError: The file is missing, malformed, or does not match its digest.
     """
     try:
-        return RunEvaluation.model_validate(read_document(path))
+        return read_document(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except DocumentError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def parse_evaluation(document: dict[str, Any], kind: type[Evaluation], path: Path) -> Evaluation:
+    """Returns what ``load_evaluation`` read as ``kind``.
+
+    Raises:
+        DataError: It is no such document.
+    """
+    try:
+        return kind.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(step) for step in first["loc"])
