@@ -142,7 +142,7 @@ class LanguageStudent(nn.Module):
         if student.head.weight.shape[0] < job.vocab:
             raise RefusedError(
                 f"the student has {student.head.weight.shape[0]} tokens in its vocabulary, "
-                f"the teachers have {job.vocab}",
+                f"the teachers have {job.vocab}; leave vocab_size out of student.init",
                 differing=(f"vocab: {job.vocab} -> {student.head.weight.shape[0]}",),
             )
         if job.training.freeze_embeddings:
@@ -183,15 +183,28 @@ class LanguageStudent(nn.Module):
             targets: One per teacher; N positions each.
             spec: The losses.
         """
-        hidden_BLD = self._hidden(input_ids_BL, positions_BL, segments_BL)
+        hidden_BLD = self.encode(input_ids_BL, positions_BL, segments_BL)
         hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, places_N)
         found: tuple[Tensor, ...] = self.head(hidden_ND, tuple(targets), spec)
         return found
 
+    def encode(self, input_ids_BL: Tensor, positions_BL: Tensor, segments_BL: Tensor) -> Tensor:
+        """Returns what the head gets, float[B, L, D]; arguments as for ``forward``."""
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids_BL,
+            "position_ids": positions_BL + self._first_position,
+            "use_cache": False,
+        }
+        if self.objective == "masked":
+            dtype = self.model.get_input_embeddings().weight.dtype
+            inputs["attention_mask"] = block_mask(segments_BL, dtype)
+        self.model(**{name: value for name, value in inputs.items() if name in self._inputs})
+        return self._tap.take()
+
     @torch.no_grad()
     def logits(self, input_ids_BL: Tensor, positions_BL: Tensor, segments_BL: Tensor) -> Tensor:
         """Returns ``[B, L, V]`` logits; for tests and small inputs."""
-        found: Tensor = self.head(self._hidden(input_ids_BL, positions_BL, segments_BL), None, None)
+        found: Tensor = self.head(self.encode(input_ids_BL, positions_BL, segments_BL), None, None)
         return found
 
     @torch.no_grad()
@@ -254,18 +267,6 @@ class LanguageStudent(nn.Module):
             for name, value in named.items()
             if name not in tied
         }
-
-    def _hidden(self, input_ids_BL: Tensor, positions_BL: Tensor, segments_BL: Tensor) -> Tensor:
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids_BL,
-            "position_ids": positions_BL + self._first_position,
-            "use_cache": False,
-        }
-        if self.objective == "masked":
-            dtype = self.model.get_input_embeddings().weight.dtype
-            inputs["attention_mask"] = block_mask(segments_BL, dtype)
-        self.model(**{name: value for name, value in inputs.items() if name in self._inputs})
-        return self._tap.take()
 
     @torch.no_grad()
     def _plain_logits(self, ids: Tensor) -> Tensor:

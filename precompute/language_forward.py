@@ -81,8 +81,15 @@ class LanguageResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
-    """Positions of a batch: where they lie in it, their targets, and their place among all P."""
+class ChunkBatch:
+    """Positions of a batch: where they lie in it, their targets, and their place among all P.
+
+    Attributes:
+        rows_P, columns_P: int64, row and column of the batch.
+        targets_P: int64, the token to predict.
+        places_P: int64, index among the positions of all chunks.
+        keys_P: Of ``precompute.draws``; None where the policy draws nothing.
+    """
 
     rows_P: npt.NDArray[np.int64]
     columns_P: npt.NDArray[np.int64]
@@ -119,8 +126,8 @@ def compute_kept(
     num_padded = 0
     lengths = np.diff(rows.chunks.offsets)
     for indices_B in cut_batches(lengths, teacher.spec.teacher.tokens_per_batch):
-        ids_BL, mask_BL = _collate(teacher, rows, indices_B)
-        batch = _find_positions(rows, indices_B, (positions_P, bounds), truncation)
+        ids_BL, mask_BL = collate_chunks(teacher, rows, indices_B)
+        batch = find_positions(rows, indices_B, (positions_P, bounds), truncation)
         pieces += _keep_batch(teacher, (ids_BL, mask_BL), batch, truncation)
         places.append(batch.places_P)
         num_padded += ids_BL.numel()
@@ -131,10 +138,10 @@ def compute_kept(
     return LanguageResult(kept, bounds, finite_R, num_padded, time.perf_counter() - began)
 
 
-def _collate(
+def collate_chunks(
     teacher: LoadedLanguageModel, rows: ChunkRows, indices_B: npt.NDArray[np.int64]
 ) -> tuple[Tensor, Tensor]:
-    """Returns ids and attention mask, int64[B, L], padded on the right."""
+    """Returns ids and attention mask of the chunks ``indices_B``, int64[B, L], padded on the right."""
     chunks = rows.chunks
     starts_B1 = chunks.offsets[indices_B][:, None]
     lengths_B1 = chunks.offsets[indices_B + 1][:, None] - starts_B1
@@ -148,12 +155,20 @@ def _collate(
     return torch.from_numpy(ids_BL), torch.from_numpy(is_token_BL.astype(np.int64))
 
 
-def _find_positions(
+def find_positions(
     rows: ChunkRows,
     indices_B: npt.NDArray[np.int64],
     found: tuple[npt.NDArray[np.int64], Offsets],
     truncation: Truncation,
-) -> _Batch:
+) -> ChunkBatch:
+    """Returns the stored positions of the chunks ``indices_B``.
+
+    Args:
+        rows: All chunks.
+        indices_B: Those of the batch, in its order.
+        found: From ``rows.positions()``.
+        truncation: Whose policy may draw.
+    """
     positions_P, bounds = found
     counts_B = np.diff(bounds)[indices_B]
     rows_P = np.repeat(np.arange(len(indices_B)), counts_B)
@@ -172,11 +187,11 @@ def _find_positions(
                 for i, index in enumerate(indices_B.tolist())
             ]
         )
-    return _Batch(rows_P, columns_P, targets_P, places_P, keys_P)
+    return ChunkBatch(rows_P, columns_P, targets_P, places_P, keys_P)
 
 
 def _keep_batch(
-    teacher: LoadedLanguageModel, inputs: tuple[Tensor, Tensor], batch: _Batch, truncation: Truncation
+    teacher: LoadedLanguageModel, inputs: tuple[Tensor, Tensor], batch: ChunkBatch, truncation: Truncation
 ) -> list[KeptPositions]:
     """Runs a batch and reduces its positions, some at a time."""
     output = teacher.encode(*inputs)
