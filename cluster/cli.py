@@ -75,7 +75,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Teachers, stores, stages, evaluation and report; finished steps are skipped."""
-    from cluster.pipeline import run_recipe
+    from cluster.commands import run_recipe
     from cluster.run_context import RunOptions
     from cluster.table import print_evaluation
 
@@ -111,7 +111,7 @@ def precompute(
     as_json: JsonOption = False,
 ) -> None:
     """The teachers' logit stores."""
-    from cluster.pipeline import precompute_recipe
+    from cluster.commands import precompute_recipe
     from cluster.run_context import RunOptions
 
     options = RunOptions(address=address, new_store=new_store, teachers=tuple(teacher or ()))
@@ -140,7 +140,7 @@ def distill(
     as_json: JsonOption = False,
 ) -> None:
     """The students, from finished stores, through the deepspeed launcher."""
-    from cluster.pipeline import distill_recipe
+    from cluster.commands import distill_recipe
     from cluster.run_context import RunOptions
 
     options = RunOptions(num_procs=num_procs, hostfile=hostfile)
@@ -156,7 +156,7 @@ def plan(
     recipe: RecipeArgument, overrides: SetOption = None, out: OutOption = None, as_json: JsonOption = False
 ) -> None:
     """What a run would do: corpora, shards, teachers, students. Runs no model."""
-    from cluster.pipeline import describe_plan
+    from cluster.commands import describe_plan
 
     description = describe_plan(_load(recipe, overrides, out))
     if as_json:

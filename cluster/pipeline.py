@@ -6,37 +6,21 @@ and never open a teacher, apart from the speed measurement of a whole run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.arms import Inputs, recipe_arms, student_runs, used_teachers
 from cluster.console import say
-from cluster.planning import PlannedCorpus, check_locked, locked_parts, plan_corpora
-from cluster.run_context import Run, RunOptions, start_run
+from cluster.planning import PlannedCorpus, plan_corpora
+from cluster.run_context import Run, RunOptions, RunResult, start_run
 from cluster.run_directory import RunDirectory, read_lock
-from schemas.digest import write_document
+from cluster.stores_lock import check_locked, write_lock
 from schemas.errors import RecipeError
-from schemas.evaluation import RunEvaluation
 from schemas.recipe import Recipe
 from schemas.records import StoresLock
 
 if TYPE_CHECKING:
     from cluster.teacher_step import TeacherModel
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a whole run leaves.
-
-    Attributes:
-        evaluation: None where the recipe names no evaluation corpus.
-    """
-
-    run: Path
-    student: Path
-    report: Path
-    evaluation: RunEvaluation | None
 
 
 def run_recipe(recipe: Recipe, options: RunOptions) -> RunResult:
@@ -83,7 +67,7 @@ def distill_recipe(recipe: Recipe, options: RunOptions) -> Path:
         lock = read_lock(run.directory)
         with run.steps.step("plan"):
             planned = plan_corpora(recipe, run.directory)
-            check_locked(planned, lock)
+            check_locked({name: corpus.parts for name, corpus in planned.items()}, lock)
         with run.steps.step("students"):
             students = train_students(run, make_inputs(run, planned, lock))
         return publish_student(run, students[0])
@@ -144,23 +128,5 @@ def _make_stores(run: Run) -> tuple[dict[str, PlannedCorpus], StoresLock, dict[s
             say(f"  {name}: dropped {dropped}")
     models = train_teachers(run, planned)
     stores = make_run_stores(run, store_requests(run, planned, models))
-    shard_rows = run.recipe.store.shard_rows
-    lock = StoresLock(
-        corpora={name: locked_parts(corpus.parts, shard_rows, stores) for name, corpus in planned.items()}
-    )
-    if run.options.teachers and run.directory.lock.exists():
-        lock = keep_stores(lock, read_lock(run.directory))
-    write_document(run.directory.lock, lock.model_dump(mode="json"))
+    lock = write_lock(run, {name: corpus.parts for name, corpus in planned.items()}, stores)
     return planned, lock, models
-
-
-def keep_stores(lock: StoresLock, before: StoresLock) -> StoresLock:
-    """Adds the stores of the teachers that were not asked for this time, where the plan is the same."""
-    corpora = {}
-    for name, parts in lock.corpora.items():
-        known = {(part.part, part.plan_hash): part.stores for part in before.corpora.get(name, ())}
-        corpora[name] = tuple(
-            part.model_copy(update={"stores": {**known.get((part.part, part.plan_hash), {}), **part.stores}})
-            for part in parts
-        )
-    return StoresLock(corpora=corpora)

@@ -16,12 +16,8 @@ from cluster.run_directory import RunDirectory
 from precompute.corpus import MaterialisedPart, materialise_corpus
 from schemas.digest import DocumentError, read_document, write_document
 from schemas.errors import DataError, RefusedError
-from schemas.plan import make_plan
 from schemas.recipe import Recipe
-from schemas.records import LockedPart, StoresLock
 from schemas.rows import open_rows
-from schemas.storage.location import open_storage
-from schemas.store_files import load_identity, load_plan
 
 
 @dataclass(frozen=True)
@@ -59,37 +55,9 @@ def plan_corpora(recipe: Recipe, directory: RunDirectory) -> dict[str, PlannedCo
     for name in dict.fromkeys(stage.corpus for stage in recipe.stages):
         shared = find_shared_rows([open_rows(part.rows_path) for part in parts[name]], evaluation)
         if len(shared):
-            path = write_rows(shared, directory.out / "cache" / "dropped")
+            path = write_rows(shared, directory.cache / "dropped")
             planned[name] = PlannedCorpus(parts[name], str(path), len(shared))
     return planned
-
-
-def locked_parts(
-    parts: Sequence[MaterialisedPart], shard_rows: int, stores: Mapping[tuple[str, str, str], str]
-) -> tuple[LockedPart, ...]:
-    """Describes parts as ``distill`` reads them.
-
-    Args:
-        parts: Of one corpus.
-        shard_rows: The recipe's cut; a part with stores has the cut of their plan.
-        stores: From (teacher, corpus, part) to the store's root.
-    """
-    return tuple(_lock_part(part, shard_rows, stores) for part in parts)
-
-
-def check_locked(planned: Mapping[str, PlannedCorpus], lock: StoresLock) -> None:
-    """Compares planned corpora with those that the stores were made for: dropped rows go by number.
-
-    Raises:
-        RefusedError: A corpus has other parts now.
-    """
-    for name, corpus in planned.items():
-        now = [part.fingerprint for part in corpus.parts]
-        if name in lock.corpora and now != [part.fingerprint for part in lock.corpora[name]]:
-            raise RefusedError(
-                f"corpus {name} has changed since its stores were made; run `tmkd precompute` with this "
-                "recipe again"
-            )
 
 
 def check_corpora_lock(parts: Mapping[str, Sequence[MaterialisedPart]], path: Path) -> None:
@@ -126,32 +94,6 @@ def check_corpora_lock(parts: Mapping[str, Sequence[MaterialisedPart]], path: Pa
                     differing=differing,
                 )
     write_document(path, {"corpora": {**known, **found}})
-
-
-def _lock_part(
-    part: MaterialisedPart, shard_rows: int, stores: Mapping[tuple[str, str, str], str]
-) -> LockedPart:
-    roots = {
-        teacher: root
-        for (teacher, corpus, name), root in stores.items()
-        if (corpus, name) == (part.corpus, part.part)
-    }
-    if roots:
-        source = open_storage(next(iter(roots.values())))
-        plan = load_plan(source, load_identity(source).plan_hash)
-        shard_rows = plan.bounds[1] if plan.num_shards else shard_rows
-    else:
-        plan = make_plan(open_rows(part.rows_path), shard_rows)
-    return LockedPart(
-        part=part.part,
-        fingerprint=part.fingerprint,
-        plan_hash=plan.plan_hash,
-        num_rows=part.num_rows,
-        shard_rows=shard_rows,
-        rows=str(part.rows_path),
-        labels_hash=part.labels_hash,
-        stores=roots,
-    )
 
 
 def _describe(part: MaterialisedPart) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from cluster.run_directory import RunDirectory
 from cluster.steps import StepLog
 from precompute.interrupt import StopFlag, stop_on_signals
 from schemas.any_recipe import AnyRecipe
+from schemas.evaluation import RunEvaluation
 from schemas.recipe import Recipe
 
 R_co = TypeVar("R_co", bound=AnyRecipe, covariant=True)
@@ -59,6 +60,20 @@ class RunOf(Generic[R_co]):
 
 Run: TypeAlias = RunOf[Recipe]
 AnyRun: TypeAlias = RunOf[AnyRecipe]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a whole run leaves.
+
+    Attributes:
+        evaluation: ``evaluation.json``; None where the recipe names no evaluation corpus.
+    """
+
+    run: Path
+    student: Path
+    report: Path
+    evaluation: RunEvaluation | None
 
 
 @contextmanager

@@ -78,14 +78,14 @@ class RunDirectory:
         return self.out / "teachers"
 
     @property
-    def models(self) -> Path:
-        """Models that were written again in another format, by the hash of what they were read from."""
-        return self.out / "cache" / "models"
+    def cache(self) -> Path:
+        """What can be made again."""
+        return self.out / "cache"
 
     @property
     def hash_cache(self) -> Path:
         """Hashes of weight files, by path, size and time."""
-        return self.out / "cache" / "weights.json"
+        return self.cache / "weights.json"
 
 
 def read_lock(directory: RunDirectory) -> StoresLock:

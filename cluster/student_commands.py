@@ -13,12 +13,12 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from cluster.arms import StudentRun
-from cluster.planning import locked_parts
 from cluster.recipe_file import load_recipe
 from cluster.run_context import available_cpus, available_device
 from cluster.run_directory import RunDirectory, read_lock
 from cluster.scoring import EvaluationCorpus, FinishedStudent, score_corpus
 from cluster.speed import time_student
+from cluster.stores_lock import locked_parts
 from cluster.student_task import StudentTask, read_task
 from distill.evaluate import evaluate_student
 from distill.export import fold_student, folding_cost

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.arms import MODEL_DIRECTORY, part_sources, used_teachers
-from cluster.planning import PlannedCorpus, locked_parts
+from cluster.planning import PlannedCorpus
 from cluster.run_context import Run
 from cluster.run_directory import RunDirectory
+from cluster.stores_lock import locked_parts
 from cluster.student_step import make_launch
 from cluster.students import run_job
 from cluster.teachers import teacher_job, trained_model

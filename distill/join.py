@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from distill.averaging import Averaging
 from distill.corpus_part import CorpusPart
+from distill.dropped_rows import read_dropped_rows
 from distill.shard_cache import JoinedRows, ShardCache
 from distill.store_reader import LogitStore
 from schemas.errors import DamagedStoreError, DataError, RefusedError
@@ -162,7 +163,7 @@ class JoinedCorpus:
                 _check_ids(store, corpus)
             joined.append(JoinedPart(corpus, offset, opened))
             offset += source.num_rows
-        dropped = _read_dropped(dropped_rows)
+        dropped = read_dropped_rows(dropped_rows)
         return cls(tuple(joined), len(labels), reduce or Averaging(), dropped)
 
     @classmethod
@@ -356,18 +357,6 @@ def _check_hashes(
             shard=shard,
             batch=batch,
         )
-
-
-def _read_dropped(path: str | Path | None) -> Rows:
-    if path is None:
-        return np.empty(0, np.int64)
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as dropped rows ({error})") from error
-    if rows.dtype != np.int64 or rows.ndim != 1 or (np.diff(rows) <= 0).any():
-        raise DataError(f"{path}: dropped rows must be ascending int64 row numbers")
-    return rows
 
 
 def _union(groups: list[Rows]) -> Rows:

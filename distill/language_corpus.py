@@ -7,7 +7,8 @@ Invariants (tests/distill/test_language_corpus.py):
        chunks, row by row.
     2. A causal position t is to predict token t + 1; a masked one its own. The shift is done here and
        nowhere else.
-    3. Rows that a teacher excluded, and rows without a token to predict, are in no ``usable_rows``.
+    3. Rows that a teacher excluded, that were dropped, or that have no token to predict are in no
+       ``usable_rows``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from distill.chunk_part import ChunkPart, target_mask
+from distill.dropped_rows import read_dropped_rows
 from distill.stored_targets import StoredTargets, TargetOrigin, join_targets
 from distill.token_store import TokenStore
 from schemas.errors import DamagedStoreError, DataError, RefusedError
@@ -75,6 +77,7 @@ class LanguageCorpus:
 
     def __init__(self, parts: tuple[LanguagePart, ...], job: LanguageJob) -> None:
         self.parts = parts
+        self._dropped = read_dropped_rows(job.dropped_rows)
         self.lengths: Rows = np.concatenate([part.chunks.lengths for part in parts])
         self.num_targets: Rows = np.concatenate([part.chunks.num_targets for part in parts])
         self.shard_bounds: Rows = np.concatenate(
@@ -126,8 +129,15 @@ class LanguageCorpus:
         return tuple(store.identity.generation_hash for part in self.parts for store in part.stores)
 
     def usable_rows(self) -> Rows:
-        """Returns the rows that training may use, int64, ascending."""
+        """Returns the rows that training may use, int64, ascending.
+
+        Raises:
+            DataError: A dropped row is none of the corpus.
+        """
+        if len(self._dropped) and not 0 <= self._dropped[0] <= self._dropped[-1] < self.num_rows:
+            raise DataError(f"dropped row {self._dropped[-1]} is none of the {self.num_rows} of the corpus")
         use = self.num_targets > 0
+        use[self._dropped] = False
         for part in self.parts:
             for store in part.stores:
                 use[part.offset + store.excluded] = False

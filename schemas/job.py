@@ -168,6 +168,7 @@ class LanguageJob(Frozen):
         max_length: Tokens of a training sequence, into which short chunks are packed.
         pack: False: one chunk to a sequence.
         parts: The corpus: ``rows`` are the parts' ``chunks.arrow``.
+        dropped_rows: As for ``StageJob``.
         teachers: Theirs; none where cross-entropy is the only loss.
         training: Optimisation, losses and row selection. ``global_batch`` and ``max_micro_batch`` count
             sequences, ``rows`` chunks.
@@ -184,6 +185,7 @@ class LanguageJob(Frozen):
     max_length: Annotated[int, Field(ge=2)]
     pack: bool = True
     parts: Annotated[tuple[PartSource, ...], Field(min_length=1)]
+    dropped_rows: str | None = None
     teachers: tuple[TokenTeacher, ...] = ()
     training: LanguageStage
     selection_seed: int
@@ -203,8 +205,15 @@ class LanguageJob(Frozen):
         for teacher in body["teachers"]:
             # A store's directory is named by its plan and generation hashes.
             teacher["stores"] = [root.rstrip("/").rsplit("/", 1)[-1] for root in teacher["stores"]]
+        if self.dropped_rows is not None:
+            body["dropped_rows"] = self.dropped_rows.rsplit("/", 1)[-1]
         if isinstance(self.init, StudentInit):
             body["init"].pop("path")
+        elif isinstance(self.init, LanguageConfigInit):
+            # The tokenizer's hash is there.
+            body["init"].pop("tokenizer")
+        elif self.init_hash is not None:
+            body["init"].pop("model")
         return hash_value(body)
 
 

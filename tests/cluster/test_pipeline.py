@@ -4,28 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.pipeline import keep_stores, precompute_recipe
+from cluster.pipeline import precompute_recipe
 from cluster.run_context import RunOptions
 from cluster.run_directory import RunDirectory
 from schemas.errors import RecipeError
 from schemas.recipe import Recipe
-from schemas.records import LockedPart, StoresLock
-
-
-def lock(plan: str, **stores: str) -> StoresLock:
-    part = LockedPart(
-        part="p", fingerprint="f" * 64, plan_hash=plan * 64, num_rows=9, rows="/r", stores=stores
-    )
-    return StoresLock(corpora={"train": (part,)})
-
-
-def test_stores_of_teachers_that_were_not_asked_for_this_time_are_kept() -> None:
-    kept = keep_stores(lock("a", t2="/new"), lock("a", t1="/old", t2="/older"))
-    assert kept == lock("a", t1="/old", t2="/new")
-
-
-def test_stores_of_another_plan_are_not_kept() -> None:
-    assert keep_stores(lock("b", t2="/new"), lock("a", t1="/old")) == lock("b", t2="/new")
 
 
 def test_a_choice_of_a_teacher_that_no_student_uses_is_refused(tmp_path: Path) -> None:

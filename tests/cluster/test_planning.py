@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from cluster.arms import part_sources
-from cluster.planning import PlannedCorpus, check_locked, locked_parts, plan_corpora
+from cluster.planning import PlannedCorpus, plan_corpora
 from cluster.run_directory import RunDirectory
+from cluster.stores_lock import check_locked, locked_parts
 from schemas.errors import DataError, RefusedError
 from schemas.plan import make_plan
 from schemas.recipe import Recipe
@@ -124,10 +125,10 @@ def test_a_damaged_lock_says_what_to_do(data: Path) -> None:
 def test_stores_that_were_made_before_a_corpus_grew_are_not_enough(data: Path) -> None:
     planned = plan_run(data)
     lock = StoresLock(corpora={"train": locked_parts(planned["train"].parts, 4096, {})})
-    check_locked(planned, lock)
+    check_locked({"train": planned["train"].parts}, lock)
     write_texts(data / "first.jsonl", ["one", "two", "three", "more"])
     with pytest.raises(RefusedError, match=r"corpus train has changed .*run `tmkd precompute`"):
-        check_locked(plan_run(data), lock)
+        check_locked({"train": plan_run(data)["train"].parts}, lock)
 
 
 @pytest.mark.parametrize(("label", "dropped"), [(-1, [1]), (0, None)])

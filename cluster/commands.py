@@ -1,0 +1,46 @@
+"""What a command does with a recipe, whatever its task: the one place that tells tasks apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cluster.run_context import RunOptions, RunResult
+from schemas.any_recipe import AnyRecipe
+from schemas.language import LanguageRecipe
+from schemas.records import StoresLock
+
+
+def run_recipe(recipe: AnyRecipe, options: RunOptions) -> RunResult:
+    """Runs all steps.
+
+    Raises:
+        TmkdError: A step failed; what is finished is kept.
+    """
+    result: RunResult = _pipeline_of(recipe).run_recipe(recipe, options)
+    return result
+
+
+def precompute_recipe(recipe: AnyRecipe, options: RunOptions) -> StoresLock:
+    """Makes the stores that a recipe's students need."""
+    lock: StoresLock = _pipeline_of(recipe).precompute_recipe(recipe, options)
+    return lock
+
+
+def distill_recipe(recipe: AnyRecipe, options: RunOptions) -> Path:
+    """Trains the students from the run's locked stores and returns the final one's directory."""
+    student: Path = _pipeline_of(recipe).distill_recipe(recipe, options)
+    return student
+
+
+def describe_plan(recipe: AnyRecipe) -> dict[str, Any]:
+    """Says what a run would do, with no model loaded; corpora are materialised."""
+    described: dict[str, Any] = _pipeline_of(recipe).describe_plan(recipe)
+    return described
+
+
+def _pipeline_of(recipe: AnyRecipe) -> Any:
+    from cluster import pipeline
+    from cluster.language import pipeline as language_pipeline
+
+    return language_pipeline if isinstance(recipe, LanguageRecipe) else pipeline
