@@ -64,7 +64,7 @@ class LanguageTask:
         self.spec = spec_of(job)
         self._eval_spec, self._cross_entropy = _with_cross_entropy(self.spec)
         # Before the first step what else would fail in it.
-        self.spec.check(corpus.gather(rows[:1]).targets)
+        self.spec.check(corpus.gather(rows[:1]).targets, [teacher.name for teacher in job.teachers])
 
     @classmethod
     def open(cls, job: LanguageJob) -> LanguageTask:

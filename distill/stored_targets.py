@@ -232,8 +232,12 @@ class StoredTargets:
                     f"the vocabulary has {self.vocab_size} tokens"
                 )
 
-    def check_temperature(self, temperature: float) -> None:
+    def check_temperature(self, temperature: float, store: str = "the store") -> None:
         """Checks that the teacher's distribution can be had exactly at a temperature.
+
+        Args:
+            temperature: T > 0.
+            store: What the error calls the store.
 
         Raises:
             TemperatureError: It is not 1, and not in the grid or the policy is not deterministic.
@@ -242,14 +246,15 @@ class StoredTargets:
             return
         if self.kind is SupportKind.UNBIASED:
             raise TemperatureError(
-                "sampled and hybrid stores are unbiased at temperature 1 only; use a dense, top_k or "
-                "top_p store, or temperature 1",
+                f"{store} is sampled or hybrid, and unbiased at temperature 1 only; use a dense, top_k or "
+                "top_p one, or temperature 1",
                 temperature=temperature,
                 grid=self.temperatures,
             )
         if self.lse_grid_NG is None or self._grid_column(temperature) is None:
             raise TemperatureError(
-                "the store holds no log-sum-exp at this temperature",
+                f"{store} holds no log-sum-exp at this temperature; use one that it has, or make it again "
+                "with this one in its teacher's `temperatures`",
                 temperature=temperature,
                 grid=self.temperatures,
             )

@@ -95,8 +95,12 @@ class LossSpec:
         """Returns a factor for each teacher."""
         return (1.0,) * num_teachers if self.teacher_weights is None else self.teacher_weights
 
-    def check(self, targets: Sequence[StoredTargets]) -> None:
+    def check(self, targets: Sequence[StoredTargets], teachers: Sequence[str] = ()) -> None:
         """Checks that the stores can give what the terms need.
+
+        Args:
+            targets: One per teacher.
+            teachers: Their names, for errors.
 
         Raises:
             RecipeError: A name, number or kind of store does not fit.
@@ -109,8 +113,9 @@ class LossSpec:
                 f"there are {len(self.teacher_weights)} weights for {len(targets)} teachers",
                 field="teacher_weights",
             )
+        names = [f"the store of teacher {name}" for name in teachers] or ["the store"] * len(targets)
         for term in self.terms:
-            _check_term(term, targets)
+            _check_term(term, list(zip(names, targets, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +228,7 @@ TOKEN_LOSSES: Mapping[str, TokenLoss] = MappingProxyType(
 )
 
 
-def _check_term(term: LossTerm, targets: Sequence[StoredTargets]) -> None:
+def _check_term(term: LossTerm, targets: Sequence[tuple[str, StoredTargets]]) -> None:
     loss = TOKEN_LOSSES.get(term.name)
     if loss is None:
         raise RecipeError(
@@ -235,12 +240,12 @@ def _check_term(term: LossTerm, targets: Sequence[StoredTargets]) -> None:
         raise RecipeError(f"{term.temperature:g} is no temperature, expected T > 0", field="temperature")
     if term.temperature != 1 and not loss.uses_temperature:
         raise RecipeError(f"the loss {term.name} has no temperature other than 1", field="temperature")
-    for stored in targets if loss.uses_teacher else ():
-        stored.check_temperature(term.temperature)
+    for store, stored in targets if loss.uses_teacher else ():
+        stored.check_temperature(term.temperature, store)
         if loss.needs_whole and stored.kind is SupportKind.EXACT:
             raise RecipeError(
-                f"{term.name} is biased on a top_k or top_p store; use ghost_kl, or a dense, sampled or "
-                "hybrid store",
+                f"{term.name} is biased on a top_k or top_p store, which {store} is; use ghost_kl, or a "
+                "dense, sampled or hybrid store",
                 field="losses",
             )
 

@@ -39,6 +39,7 @@ from schemas.tokenizer_hash import hash_tokenizer
 
 _META_FILE = "meta.json"
 _MIN_TOKENS = 2
+_NO_CHUNK = "no document gives a chunk of two tokens with one to predict; give it longer texts"
 # Documents that one call of the tokenizer gets.
 _TOKENISE_ROWS = 512
 
@@ -199,7 +200,7 @@ def _cut_documents(part: MaterialisedPart, tokenizer: Any, spec: ChunkSpec) -> t
                 continue
             found.append(_Chunk(example_id, piece, mask))
     if not found:
-        raise CorpusError("no document gives a chunk of tokens", corpus=part.corpus, part=part.part)
+        raise CorpusError(_NO_CHUNK, corpus=part.corpus, part=part.part)
     return found, num_dropped
 
 

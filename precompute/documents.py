@@ -153,7 +153,7 @@ def _arrange(
     texts = [text for _, text in documents[:limit]]
     usable = [row for row, text in enumerate(texts) if text.strip()]
     if not usable:
-        raise reader.source.fail("has no document that is not empty")
+        raise reader.source.fail("has no document that is not empty; give it texts, or leave it out")
     kept = [texts[row] for row in usable]
     table = pa.table(
         [

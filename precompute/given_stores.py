@@ -1,16 +1,19 @@
 """Finished stores that a recipe names instead of a model, matched to corpus parts by their rows.
 
-Invariants (tests/precompute/test_stores.py):
+Invariants (tests/precompute/test_stores.py, tests/precompute/test_token_stores.py):
     1. A store counts for a part if both have the same ordered ids and texts, wherever it lies, whatever
        its corpus is called, and however it is cut into shards.
     2. All stores of one part share one plan.
+    3. Of a language model's store the chunks were made like the part's: tokenizer, vocabulary, objective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from precompute.chunking import ChunkedPart
 from precompute.materialised import MaterialisedPart
+from precompute.near_miss import differing_values
 from precompute.store_writer import StoreWriter
 from schemas.errors import DataError, IncompleteStoreError, RefusedError
 from schemas.language import LanguageTeacher
@@ -19,9 +22,13 @@ from schemas.recipe import Teacher
 from schemas.records import MANIFEST_FILE, STORE_FILE
 from schemas.storage.location import normal_location, open_storage
 from schemas.store_files import has_file
+from schemas.token_generation import read_generation
 
 PartKey = tuple[str, str]
 """Corpus and part."""
+
+_BINDING = {"tokenizer", "vocab", "objective", "mask.token"}
+"""Of what made chunks: what teachers and student must share even where the tokens are the same."""
 
 
 def open_given_stores(teacher: Teacher | LanguageTeacher) -> dict[str, StoreWriter]:
@@ -61,9 +68,13 @@ def match_part(
     """Finds a teacher's store of one part.
 
     Raises:
+        RefusedError: Its stores are of chunks that were made otherwise: by another tokenizer, for example.
         DataError: None of its stores covers the part.
     """
     store = stores.get(part.fingerprint)
+    if isinstance(part, ChunkedPart):
+        candidates = stores.values() if store is None else (store,)
+        _check_chunks(teacher, candidates, part, is_found=store is not None)
     if store is None:
         covered = "; ".join(_describe(item) for item in stores.values())
         raise DataError(
@@ -97,6 +108,29 @@ def _check_level(teacher: Teacher | LanguageTeacher, store: StoreWriter) -> None
         raise RefusedError(
             f"teacher {teacher.name}: the store {store.root} is of level {store.identity.level}, this recipe "
             f"needs one of level {wanted}; name another in its `stores`"
+        )
+
+
+def _check_chunks(
+    teacher: Teacher | LanguageTeacher, stores: Iterable[StoreWriter], part: ChunkedPart, *, is_found: bool
+) -> None:
+    """Refuses stores none of which is of chunks that were made like the part's.
+
+    Where a store ``is_found``, with the tokens of the part, lengths and templates do not matter.
+    """
+    nearest: list[str] | None = None
+    for store in stores:
+        theirs = read_generation(store.identity, store=store.root).chunks
+        differing = differing_values(theirs.model_dump(mode="json"), part.spec.model_dump(mode="json"))
+        if is_found:
+            differing = [text for text in differing if text.partition(":")[0] in _BINDING]
+        if nearest is None or len(differing) < len(nearest):
+            nearest = differing
+    if nearest:
+        raise RefusedError(
+            f"teacher {teacher.name}: its stores are of other chunks than {part.corpus}/{part.part}; "
+            "give teachers, student and corpus what made the stores' chunks, or name other `stores`",
+            differing=nearest,
         )
 
 

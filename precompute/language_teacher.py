@@ -69,7 +69,7 @@ class LoadedLanguageModel:
         if loaded.num_logits < spec.vocab:
             raise TeacherError(
                 f"it gives {loaded.num_logits} logits, the chunks' tokenizer has {spec.vocab} tokens: they "
-                "do not belong together",
+                "do not belong together; name a model with its own tokenizer",
                 teacher=name,
             )
         return loaded

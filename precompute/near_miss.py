@@ -5,6 +5,9 @@ Nobody pays twice by accident: the differing fields are shown before a new store
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from schemas.errors import DataError, RefusedError
 from schemas.plan import Plan, cut_rows
 from schemas.records import StoreIdentity
@@ -21,16 +24,20 @@ def differing_fields(theirs: StoreIdentity, ours: StoreIdentity) -> list[str]:
     if theirs.plan_hash != ours.plan_hash:
         differing.append(f"{_PLAN_FIELD}: {theirs.plan_hash[:16]} -> {ours.plan_hash[:16]}")
     if theirs.generation_hash != ours.generation_hash:
-        left, right = _flatten(theirs.generation), _flatten(ours.generation)
-        names = sorted(left.keys() | right.keys())
-        fields = [
-            f"{name}: {left.get(name, 'absent')} -> {right.get(name, 'absent')}"
-            for name in names
-            if left.get(name) != right.get(name)
-        ]
+        fields = differing_values(theirs.generation, ours.generation)
         hashes = f"generation_hash: {theirs.generation_hash[:16]} -> {ours.generation_hash[:16]}"
         differing += fields or [hashes]
     return differing
+
+
+def differing_values(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Returns in what two JSON objects differ, as ``path: theirs -> ours``."""
+    left, right = _flatten(theirs), _flatten(ours)
+    return [
+        f"{name}: {left.get(name, 'absent')} -> {right.get(name, 'absent')}"
+        for name in sorted(left.keys() | right.keys())
+        if left.get(name) != right.get(name)
+    ]
 
 
 def differing_plans(theirs: Plan, ours: Plan) -> list[str]:
@@ -92,7 +99,7 @@ def _largest_shard(plan: Plan) -> int:
 
 
 def _flatten(value: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(value, dict):
+    if not isinstance(value, Mapping):
         return {prefix: value}
     flat: dict[str, object] = {}
     for key, item in value.items():

@@ -28,7 +28,7 @@ from precompute.tasks import AnyWorkerSpec, LanguageWorkerSpec, WorkerSpec
 from schemas.chunks import ChunkSpec
 from schemas.errors import DataError, RecipeError
 from schemas.labels import match_order, rename
-from schemas.language import LanguageTeacher
+from schemas.language import LanguageTeacher, LossTerm, find_misfit
 from schemas.plan import Plan, make_plan
 from schemas.policy import check_policy
 from schemas.recipe import Corpus, StoreOptions, Teacher
@@ -56,6 +56,7 @@ class StoreRequest:
         revision: On the hub.
         corpus: The part's corpus as the recipe describes it.
         part: A language model's is a ``ChunkedPart``.
+        losses: Of the language models that read the store.
     """
 
     teacher: Teacher | LanguageTeacher
@@ -63,6 +64,7 @@ class StoreRequest:
     revision: str | None
     corpus: Corpus | TextCorpus
     part: MaterialisedPart
+    losses: tuple[LossTerm, ...] = ()
 
     @property
     def key(self) -> StoreKey:
@@ -158,12 +160,16 @@ def check_given(request: StoreRequest, store: StoreWriter) -> None:
 
     Raises:
         LabelError: Its labels do not map onto the corpus's.
+        RecipeError: It does not keep what the losses need.
         RefusedError: It is a store of another level.
     """
     if isinstance(request.teacher, Teacher):
         check_labels(request.teacher, request.corpus, store.identity.native_labels)
-    else:
-        read_generation(store.identity, store=store.root)
+        return
+    made = read_generation(store.identity, store=store.root)
+    misfit = find_misfit(request.teacher.name, made.policy, made.grid, request.losses)
+    if misfit is not None:
+        raise RecipeError(f"the store {store.root} does not fit the losses: {misfit}", field="losses")
 
 
 def check_labels(teacher: Teacher, corpus: Corpus | TextCorpus, labels: Sequence[str]) -> None:
@@ -239,7 +245,7 @@ def _check_tokenizer(
     if read_tokenizer_hash(tokenizer, teacher=teacher.name) != chunks.tokenizer:
         raise RecipeError(
             "its tokenizer is not the one that the corpus was cut into chunks with: all teachers and the "
-            "student must share one (aligning tokenizers is not supported)",
+            "student must share one; name models that do (aligning tokenizers is not supported)",
             field=f"teachers.{teacher.name}.model",
         )
 

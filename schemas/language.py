@@ -8,18 +8,22 @@ Invariants (tests/schemas/test_language.py):
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from schemas.fields import Count, Dtype, Frozen, Name
-from schemas.policy import KeepPolicy, TopKPolicy
+from schemas.policy import AnyPolicy, KeepPolicy, TopKPolicy
 from schemas.teacher import StoreOptions
 from schemas.text_corpus import TextCorpus
 from schemas.training import Optimisation
 
 Objective = Literal["causal", "masked"]
 CodecName = Literal["fixed", "packed", "compact"]
+MAIN_ARM = "student"
+"""The arm of a recipe's own student."""
+
 LossName = Literal["cross_entropy", "support_kl", "ghost_kl", "unbiased_kl", "reverse_kl", "jsd", "logit_mse"]
 _Temperature = Annotated[float, Field(gt=0)]
 
@@ -250,6 +254,8 @@ class LanguageRecipe(Frozen):
                 "(global_batch, max_micro_batch, learning_rate, schedule); remove them"
             )
         arms = [arm.name for arm in self.compare.arms]
+        if MAIN_ARM in arms:
+            raise ValueError(f"compare.arms: {MAIN_ARM} is the name of the recipe's own; choose another")
         if len(set(arms)) != len(arms) or len(set(self.compare.seeds)) != len(self.compare.seeds):
             raise ValueError("compare: arms and seeds must be distinct")
         return self
@@ -279,30 +285,52 @@ class LanguageRecipe(Frozen):
             teacher = self.teacher(name)
             # Finished stores say themselves what they hold.
             if teacher.model is not None:
-                _check_store(where, teacher, taught)
+                misfit = find_misfit(name, teacher.keep, teacher.temperatures, taught)
+                if misfit is not None:
+                    raise ValueError(f"{where}.losses: {misfit}")
+
+    def losses_of(self, name: str) -> tuple[LossTerm, ...]:
+        """Returns the losses that a teacher has part in, of all stages and arms."""
+        found = [losses for _, teachers, losses in self._trainings() if name in teachers]
+        return tuple(dict.fromkeys(term for losses in found for term in losses))
 
     def teacher(self, name: str) -> LanguageTeacher:
         """Returns the teacher of that name."""
         return next(teacher for teacher in self.teachers if teacher.name == name)
 
 
-def _check_store(where: str, teacher: LanguageTeacher, losses: list[LossTerm]) -> None:
-    kind = teacher.keep.kind
+def find_misfit(
+    teacher: str, policy: AnyPolicy, grid: Sequence[float], losses: Iterable[LossTerm]
+) -> str | None:
+    """Says in one line what losses need that a store cannot give.
+
+    Args:
+        teacher: Its teacher's name.
+        policy: What the store keeps.
+        grid: Its temperatures besides 1.
+        losses: Those of the students that read it.
+
+    Returns:
+        None if it can give everything.
+    """
+    kind = policy.kind
     for term in losses:
         if term.name == "unbiased_kl" and kind in ("top_k", "top_p"):
-            raise ValueError(
-                f"{where}.losses: unbiased_kl is biased on the {kind} store of teacher {teacher.name}; "
+            return (
+                f"unbiased_kl is biased on the {kind} store of teacher {teacher}; "
                 "use ghost_kl, or keep dense, sampled or hybrid"
             )
-        if term.temperature == 1:
+        if term.temperature == 1 or term.name == "cross_entropy":
             continue
         if kind in ("sampled", "hybrid"):
-            raise ValueError(
-                f"{where}.losses: the {kind} store of teacher {teacher.name} is unbiased at temperature 1 "
+            return (
+                f"the {kind} store of teacher {teacher} is unbiased at temperature 1 "
                 f"only, not at {term.temperature:g}; keep dense, top_k or top_p"
             )
-        if term.temperature not in teacher.temperatures:
-            raise ValueError(
-                f"{where}.losses: temperature {term.temperature:g} of {term.name} is not in the grid of "
-                f"teacher {teacher.name}; add it to its temperatures"
+        if term.temperature not in grid:
+            held = ", ".join(f"{entry:g}" for entry in (1.0, *grid))
+            return (
+                f"temperature {term.temperature:g} of {term.name} is not in the grid of teacher {teacher} "
+                f"({held}); use one of these, or add it to its temperatures"
             )
+    return None

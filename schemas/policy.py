@@ -123,4 +123,4 @@ def check_policy(policy: AnyPolicy, vocab: int, *, field: str = "keep") -> None:
     if kept > vocab:
         names = {"top_k": "k", "top_p": "k_max", "hybrid": "k + m"}
         name = names.get(policy.kind, "kept")
-        raise RecipeError(f"{name} is {kept}, above the vocabulary of {vocab} tokens", field=field)
+        raise RecipeError(f"{name} is {kept}, above the vocabulary of {vocab} tokens; lower it", field=field)
