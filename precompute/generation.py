@@ -5,6 +5,7 @@ Nothing here loads weights into memory or imports torch.
 Invariants (tests/precompute/test_generation.py):
     1. Label names, paths and versions change nothing: renaming labels costs nothing.
     2. Weights are hashed by content; an unchanged file (path, size, modification time) is hashed once.
+    3. A converted copy of a GGUF file is described as the file (tests/cluster/language/test_model_files.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from schemas.recipe import Corpus, Teacher
 from schemas.token_generation import TokenGeneration
 
 CONFIG_FILE = "config.json"
+SOURCE_FILE = "tmkd-source.json"
+"""In a copy that was converted from one file: that file's ``name`` and ``sha256``, and the copy's files."""
+
 _NAMES_ONLY = {"id2label", "label2id", "_name_or_path", "transformers_version", "problem_type"}
 _TOKENIZER_FILES = {
     "added_tokens.json",
@@ -158,6 +162,36 @@ def hash_model(model_path: str, revision: str | None, cache: Path) -> str:
     return hash_value(_describe_model(Teacher(name="model", model=model_path), model_path, revision, cache))
 
 
+def hash_files(paths: Iterable[Path], cache: Path) -> dict[str, str]:
+    """Returns the SHA-256 (64 hex digits) of files, by name.
+
+    Args:
+        paths: Files of distinct names.
+        cache: See ``describe_generation``.
+    """
+    hashes = _FileHashes(cache)
+    found = hashes.by_name(paths)
+    hashes.save()
+    return found
+
+
+def read_source(directory: Path, cache: Path) -> dict[str, Any] | None:
+    """Reads which file a copy was converted from; None if it is no copy, or was changed since.
+
+    Args:
+        directory: Of a model.
+        cache: See ``describe_generation``.
+    """
+    try:
+        source = read_document(directory / SOURCE_FILE)
+        paths = [directory / name for name in source["files"]]
+    except (FileNotFoundError, DocumentError, KeyError):
+        return None
+    if not all(path.is_file() for path in paths) or hash_files(paths, cache) != source["files"]:
+        return None
+    return source
+
+
 def _describe_model(
     teacher: Teacher | LanguageTeacher, model_path: str, revision: str | None, cache: Path
 ) -> dict[str, Any]:
@@ -173,6 +207,9 @@ def _describe_directory(directory: Path, teacher: Teacher | LanguageTeacher, cac
     gguf_file = teacher.gguf_file if isinstance(teacher, LanguageTeacher) else None
     if gguf_file is not None:
         return _describe_gguf(directory / gguf_file, teacher.name, cache)
+    source = read_source(directory, cache)
+    if source is not None:
+        return {"weights": hash_value({source["name"]: source["sha256"]})}
     weights = sorted(directory.glob("*.safetensors"))
     if not weights:
         raise TeacherError(
@@ -220,7 +257,11 @@ class _FileHashes:
 
     def combine(self, paths: Iterable[Path]) -> str:
         """Returns the hash of the files' names and contents."""
-        return hash_value({path.name: self._hash(path) for path in paths})
+        return hash_value(self.by_name(paths))
+
+    def by_name(self, paths: Iterable[Path]) -> dict[str, str]:
+        """Returns the hash of each file's content."""
+        return {path.name: self._hash(path) for path in paths}
 
     def save(self) -> None:
         """Writes the cache if it has learnt something."""
