@@ -15,7 +15,7 @@ from cluster.run_directory import RunDirectory
 from cluster.steps import StepLog
 from precompute.interrupt import StopFlag, stop_on_signals
 from schemas.any_recipe import AnyRecipe
-from schemas.evaluation import RunEvaluation
+from schemas.language_evaluation import AnyEvaluation
 from schemas.recipe import Recipe
 
 R_co = TypeVar("R_co", bound=AnyRecipe, covariant=True)
@@ -73,7 +73,7 @@ class RunResult:
     run: Path
     student: Path
     report: Path
-    evaluation: RunEvaluation | None
+    evaluation: AnyEvaluation | None
 
 
 @contextmanager

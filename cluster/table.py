@@ -8,9 +8,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
-from statistics import fmean
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,18 +22,20 @@ from cluster.figures import (
     format_rate,
     format_ratio,
 )
-from schemas.evaluation import CorpusEvaluation, ModelRow, RunEvaluation
+from cluster.language.table import print_language_evaluation
+from cluster.table_layout import PLAIN_WIDTH, agreement_cells, agreement_names, fit_table, new_table
+from schemas.evaluation import CorpusEvaluation, ModelRow
+from schemas.language_evaluation import AnyEvaluation, LanguageRunEvaluation
 
-PLAIN_WIDTH = 100
-_MIN_NAME_WIDTH = 12
-_UNBOUNDED = 1000
 
-
-def print_evaluation(evaluation: RunEvaluation, console: Console | None = None) -> None:
+def print_evaluation(evaluation: AnyEvaluation, console: Console | None = None) -> None:
     """Writes the evaluation to standard output; 100 columns wide where there is no terminal."""
     if console is None:
         width = None if sys.stdout.isatty() else PLAIN_WIDTH
         console = Console(width=width, highlight=False)
+    if isinstance(evaluation, LanguageRunEvaluation):
+        print_language_evaluation(evaluation, console)
+        return
     for corpus in evaluation.corpora:
         console.print()
         console.print(_title(corpus))
@@ -46,7 +46,7 @@ def print_evaluation(evaluation: RunEvaluation, console: Console | None = None) 
         console.print(Text(dropped_sentence(dropped), style="dim"))
 
 
-def format_evaluation(evaluation: RunEvaluation, width: int = PLAIN_WIDTH) -> str:
+def format_evaluation(evaluation: AnyEvaluation, width: int = PLAIN_WIDTH) -> str:
     """Returns the evaluation as plain text of at most ``width`` columns."""
     stream = io.StringIO()
     print_evaluation(evaluation, Console(file=stream, width=width, color_system=None, highlight=False))
@@ -62,28 +62,19 @@ def build_table(corpus: CorpusEvaluation, main_arm: str | None, console: Console
         console: Where it will be shown: if a column of agreement for each teacher is too wide for it,
             one column holds the mean.
     """
-    for each_teacher, gap in ((True, 2), (True, 1), (False, 2)):
-        table = _lay_out(corpus, main_arm, each_teacher=each_teacher, gap=gap)
-        if console.measure(table, options=console.options.update(width=_UNBOUNDED)).maximum <= console.width:
-            return table
-    return _lay_out(corpus, main_arm, each_teacher=False, gap=1)
+    return fit_table(console, lambda each_teacher, gap: _lay_out(corpus, main_arm, each_teacher, gap))
 
 
-def _lay_out(corpus: CorpusEvaluation, main_arm: str | None, *, each_teacher: bool, gap: int) -> Table:
+def _lay_out(corpus: CorpusEvaluation, main_arm: str | None, each_teacher: bool, gap: int) -> Table:
     teachers = [row.name for row in corpus.models if row.kind == "teacher"]
     is_ranked = any(row.ranking for row in corpus.models)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    table.padding = (0, gap - 1, 0, 0)
-    table.add_column("model", overflow="fold", min_width=_MIN_NAME_WIDTH)
     measures = ["acc. %", "F1", "ECE", *(("MRR", "AUC") if is_ranked else ())]
-    if teachers:
-        measures += [f"={name}" for name in teachers] if each_teacher else ["=mean"]
-    for name in (*measures, "params", "ex/s", "speed"):
-        table.add_column(Text(name), justify="right", no_wrap=True)
+    measures += agreement_names(teachers, each_teacher=each_teacher)
+    table = new_table([*measures, "params", "ex/s", "speed"], gap)
     for row in corpus.models:
         if row.level < 2:
             is_main = main_arm is not None and row.arm == main_arm and row.level == 0
-            agreement = _agreement_cells(row, teachers, each_teacher=each_teacher)
+            agreement = agreement_cells(row.agreement, teachers, each_teacher=each_teacher)
             cells = _cells(row, agreement, is_ranked=is_ranked)
             # Text, not markup: names come from users.
             table.add_row(*(Text(cell) for cell in cells), style="bold" if is_main else "")
@@ -103,12 +94,6 @@ def _cells(row: ModelRow, agreement: Sequence[str], *, is_ranked: bool) -> list[
         format_rate(row.examples_per_s),
         format_ratio(row.speed_ratio),
     ]
-
-
-def _agreement_cells(row: ModelRow, teachers: Sequence[str], *, each_teacher: bool) -> list[str]:
-    if each_teacher or not teachers:
-        return [format_percent(row.agreement.get(name)) for name in teachers]
-    return [format_percent(fmean(row.agreement.values()) if row.agreement else None)]
 
 
 def _title(corpus: CorpusEvaluation) -> Text:
