@@ -16,7 +16,7 @@ from cluster.planning import PlannedCorpus
 from cluster.run_context import Run, available_cpus, available_device
 from cluster.scoring import EvaluationCorpus, FinishedStudent, read_predictions, score_corpus
 from cluster.speed import ModelSpeed, SpeedLog, Texts, time_student, time_teacher
-from cluster.teacher_step import TeacherModel
+from cluster.teacher_model import TeacherModel
 from precompute.tasks import WorkerSpec
 from schemas.evaluation import DroppedRows, RunEvaluation, write_evaluation
 from schemas.recipe import Arm

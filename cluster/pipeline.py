@@ -20,7 +20,7 @@ from schemas.recipe import Recipe
 from schemas.records import StoresLock
 
 if TYPE_CHECKING:
-    from cluster.teacher_step import TeacherModel
+    from cluster.teacher_model import TeacherModel
 
 
 def run_recipe(recipe: Recipe, options: RunOptions) -> RunResult:

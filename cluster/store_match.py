@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from cluster.arms import used_teachers
 from cluster.planning import PlannedCorpus
 from cluster.run_directory import RunDirectory
-from cluster.teacher_step import TeacherModel, describe_training
+from cluster.teacher_model import TeacherModel
+from cluster.teacher_step import describe_training
 from precompute.corpus import materialise_corpus
 from precompute.near_miss import differing_fields, differing_plans
 from precompute.stores import StoreRequest, StoreSettings, StoreTarget, describe_targets

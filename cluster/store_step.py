@@ -11,7 +11,7 @@ from cluster.planning import PlannedCorpus
 from cluster.progress import show_progress
 from cluster.ray_session import RaySession, ray_session
 from cluster.run_context import AnyRun, Run, available_cpus
-from cluster.teacher_step import TeacherModel
+from cluster.teacher_model import TeacherModel
 from precompute.stores import StoreKey, StoreRequest, StoreSettings, make_stores
 
 

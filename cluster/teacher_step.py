@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.arms import MODEL_DIRECTORY, part_sources, used_teachers
@@ -13,25 +12,13 @@ from cluster.run_directory import RunDirectory
 from cluster.stores_lock import locked_parts
 from cluster.student_step import make_launch
 from cluster.students import run_job
+from cluster.teacher_model import TeacherModel
 from cluster.teachers import teacher_job, trained_model
 from distill.export import export_single_head
 from precompute.generation import hash_model
 from schemas.job import StageJob
 from schemas.model_ref import resolve_model
 from schemas.recipe import Recipe, Teacher
-
-
-@dataclass(frozen=True)
-class TeacherModel:
-    """A teacher that can be run.
-
-    Attributes:
-        path: What ``from_pretrained`` takes.
-        revision: Commit on the hub, or None.
-    """
-
-    path: str
-    revision: str | None = None
 
 
 def train_teachers(run: Run, planned: Mapping[str, PlannedCorpus]) -> dict[str, TeacherModel]:

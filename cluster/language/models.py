@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from cluster.language.model_files import local_model
 from cluster.run_directory import RunDirectory
-from cluster.teacher_step import TeacherModel
+from cluster.teacher_model import TeacherModel
 from precompute.generation import hash_model
 from schemas.language import LanguageConfigInit, LanguageLayersInit, LanguageRecipe
 

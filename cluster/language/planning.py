@@ -82,9 +82,7 @@ def say_dropped(planned: Mapping[str, PlannedText]) -> None:
         if empty:
             say(f"  {name}: {empty} empty documents left out")
         if corpus.num_dropped:
-            say(
-                f"  {name}: {corpus.num_dropped} chunks of documents of an evaluation corpus are not trained on"
-            )
+            say(f"  {name}: dropped {corpus.num_dropped} chunks of documents of an evaluation corpus")
 
 
 def find_shared_chunks(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from cluster.language.arms import used_teachers
 from cluster.language.planning import PlannedText
 from cluster.run_context import RunOf
-from cluster.teacher_step import TeacherModel
+from cluster.teacher_model import TeacherModel
 from precompute.stores import StoreRequest
 from schemas.language import LanguageRecipe
 

@@ -9,7 +9,7 @@ from cluster.run_context import Run, RunOptions
 from cluster.run_directory import RunDirectory
 from cluster.steps import StepLog
 from cluster.store_step import store_requests
-from cluster.teacher_step import TeacherModel
+from cluster.teacher_model import TeacherModel
 from precompute.interrupt import StopFlag
 from precompute.materialised import MaterialisedPart
 from schemas.recipe import Recipe
