@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +29,6 @@ VOCAB = 500
 GRID = (2.0, 4.0)
 LENGTHS = np.array([5, 1, 9])
 ROWS = np.array([0, 4, 4, 11])
-READER = Path(__file__).parents[2] / "docs" / "read_kept_entries.py"
 cases = pytest.mark.parametrize("kind", POLICIES)
 codecs = pytest.mark.parametrize("codec", CODECS)
 
@@ -109,38 +105,6 @@ def test_rows_come_back_in_slices_and_from_a_file(codec: str, kind: str, tmp_pat
         np.testing.assert_array_equal(part.rows, ROWS[1:] - 4)
         narrow = decode_token_rows(read, layout, narrow=True)
         assert narrow.entries.widen().ids.tolist() == whole.entries.ids.tolist()
-
-
-@codecs
-@cases
-def test_the_documented_reader_agrees(codec: str, kind: str, tmp_path: Path) -> None:
-    batch = make_batch(codec, POLICIES[kind])
-    path = tmp_path / "shard.arrow"
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    rows = decode_token_rows(batch, read_layout(batch.schema.metadata)).entries
-    found = list(runpy.run_path(str(READER))["read_shard"](str(path)))
-    assert [row[0]["example_id"] for row in found] == ["train/0#0", "train/0#1", "train/0#2"]
-    head, kept, ids, probs = (np.concatenate([row[index] for row in found]) for index in range(1, 5))
-    np.testing.assert_array_equal(head, rows.counts if rows.num_head is None else rows.num_head)
-    np.testing.assert_array_equal(kept, rows.counts)
-    np.testing.assert_array_equal(ids, rows.ids)
-    np.testing.assert_allclose(probs, np.exp(rows.log_probs[rows.head_mask()]), rtol=1e-4, atol=1e-15)
-
-
-def test_the_documented_reader_runs_alone_and_imports_pyarrow_and_numpy_only(tmp_path: Path) -> None:
-    batch = make_batch("compact", POLICIES["hybrid"])
-    path = tmp_path / "shard.arrow"
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    done = subprocess.run(
-        [sys.executable, "-I", str(READER), str(path)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.count("positions") == 3
-    imports = [
-        line.split()[1] for line in READER.read_text().splitlines() if line.startswith(("import ", "from "))
-    ]
-    assert imports == ["json", "sys", "numpy", "pyarrow"]
 
 
 @pytest.mark.parametrize(
