@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import inspect
+import os
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,10 @@ from schemas.model_ref import resolve_model
 from schemas.recipe import ConfigInit, LayersInit
 
 _FIELD = "student.init"
+
+if not torch.accelerator.is_available():
+    # Where accelerate is installed, saving a model loads DeepSpeed, which says on stdout that it guessed.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 @contextmanager

