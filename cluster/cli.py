@@ -154,16 +154,41 @@ def distill(
 
 @app.command()
 def plan(
-    recipe: RecipeArgument, overrides: SetOption = None, out: OutOption = None, as_json: JsonOption = False
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    no_teacher: Annotated[
+        bool, typer.Option("--no-teacher", help="Run no model: say what a run would do, and no more.")
+    ] = False,
+    sample_tokens: Annotated[
+        int | None,
+        typer.Option("--sample-tokens", min=2, help="Tokens that a language model is tried on, about."),
+    ] = None,
+    codec: Annotated[
+        list[str] | None, typer.Option("--codec", help="A codec to try besides the recipe's. Repeatable.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """What a run would do: corpora, shards, teachers, students. Runs no model."""
-    from cluster.commands import describe_plan
+    """What a run would do: corpora, shards, teachers, students.
 
-    description = describe_plan(_load(recipe, overrides, out))
+    Language models are tried on a sample: what each keep policy would cost and lose.
+    """
+    from cluster.commands import describe_plan, plan_keeping
+
+    loaded = _load(recipe, overrides, out)
+    description = describe_plan(loaded)
+    kept = None if no_teacher else plan_keeping(loaded, sample_tokens, tuple(codec or ()))
     if as_json:
-        _print_json(description)
-    else:
-        typer.echo(json.dumps(description, indent=1, ensure_ascii=False))
+        keep = {} if kept is None else {"keep": kept.plan.model_dump(mode="json"), "chart": str(kept.chart)}
+        _print_json({**description, **keep})
+        return
+    typer.echo(json.dumps(description, indent=1, ensure_ascii=False))
+    if kept is not None:
+        from cluster.language.keep_table import print_keep_plan
+
+        print_keep_plan(kept.plan)
+        say(f"plan:  {kept.document}")
+        say(f"chart: {kept.chart}")
 
 
 @app.command()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.run_context import RunOptions, RunResult
 from schemas.any_recipe import AnyRecipe
 from schemas.language import LanguageRecipe
 from schemas.records import StoresLock
+
+if TYPE_CHECKING:
+    from cluster.language.keep_plan import KeepPlanFiles
 
 
 def run_recipe(recipe: AnyRecipe, options: RunOptions) -> RunResult:
@@ -37,6 +40,23 @@ def describe_plan(recipe: AnyRecipe) -> dict[str, Any]:
     """Says what a run would do, with no model loaded; corpora are materialised."""
     described: dict[str, Any] = _pipeline_of(recipe).describe_plan(recipe)
     return described
+
+
+def plan_keeping(
+    recipe: AnyRecipe, sample_tokens: int | None, codecs: tuple[str, ...]
+) -> KeepPlanFiles | None:
+    """Tries keep policies on a sample; None where there is no language model to try.
+
+    Args:
+        recipe: Of any task.
+        sample_tokens: Tokens of the sample, about; by default what takes a minute or two.
+        codecs: Names of codecs besides the teachers' own.
+    """
+    if not isinstance(recipe, LanguageRecipe) or all(one.model is None for one in recipe.teachers):
+        return None
+    from cluster.language.keep_plan import plan_keeping as plan
+
+    return plan(recipe, sample_tokens=sample_tokens, codecs=codecs)
 
 
 def _pipeline_of(recipe: AnyRecipe) -> Any:
