@@ -56,7 +56,7 @@ class LanguageTask:
         loader = LanguageLoader(corpus, rows, options, packs)
         total_steps = training.max_steps or loader.count_steps(training.epochs)
         plan = StepPlan(total_steps, loader.micro_batch, loader.num_micro_steps)
-        self.frame = StageFrame(student, loader, plan, evaluates=len(held_out) > 0)
+        self.frame = StageFrame(student, loader, plan, evaluates=len(held_out) > 0, counts="tokens")
         self._student = student
         self._loader = loader
         self._held_out: npt.NDArray[np.int64] = held_out

@@ -3,8 +3,9 @@
 A line of a step has ``kind: step`` with ``step`` (1-based, as done), ``total_steps``, ``epoch``,
 ``loss``, its parts, ``lr``, ``grad_norm`` and ``rows_per_s``. A classifier's parts are ``golden_loss`` and
 ``soft_loss`` (null where it is not trained); a language model's are its terms by name, as ``ghost_kl`` or
-``ghost_kl_t2`` at temperature 2, and its rows are chunks. A line of an evaluation has ``kind: evaluation``,
-``step``, ``epoch``, ``best_step`` and the measures on the held-out rows.
+``ghost_kl_t2`` at temperature 2, its rows are chunks, and ``tokens_per_s`` counts tokens to predict. A line
+of an evaluation has ``kind: evaluation``, ``step``, ``epoch``, ``best_step`` and the measures on the
+held-out rows.
 
 Invariants:
     1. After a resume at step s the file holds each step once, as an uninterrupted run would

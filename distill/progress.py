@@ -63,4 +63,5 @@ class StageProgress:
 
 
 def _describe(line: Mapping[str, Any]) -> str:
-    return f"loss {line['loss']:.4f}, {line['rows_per_s']:.0f} rows/s"
+    unit = "tokens" if "tokens_per_s" in line else "rows"
+    return f"loss {line['loss']:.4f}, {line[f'{unit}_per_s']:.0f} {unit}/s"

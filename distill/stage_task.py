@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -38,12 +38,14 @@ class StageFrame(Generic[TaskBatch]):
         source: Its training data.
         plan: Number and cut of the steps.
         evaluates: Whether there are rows to select on.
+        counts: What ``real_count_in_step`` counts, for the speed in the record.
     """
 
     module: nn.Module
     source: StepSource[TaskBatch]
     plan: StepPlan
     evaluates: bool
+    counts: Literal["rows", "tokens"] = "rows"
 
 
 class StageTask(Protocol[TaskBatch]):

@@ -189,10 +189,16 @@ class StageTrainer:
                 **means,
                 "lr": learning_rate,
                 "grad_norm": norm,
-                "rows_per_s": step.num_rows / (time.monotonic() - start_s),
+                **self._speeds(step, time.monotonic() - start_s),
             }
         )
         return asked > 0
+
+    def _speeds(self, step: Step[Any], elapsed_s: float) -> dict[str, float]:
+        speeds = {"rows_per_s": step.num_rows / elapsed_s}
+        if self._frame.counts == "tokens":
+            speeds["tokens_per_s"] = step.batches[0].real_count_in_step / elapsed_s
+        return speeds
 
     def _evaluate(self, epoch: int) -> None:
         self._engine.eval()

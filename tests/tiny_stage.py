@@ -99,7 +99,7 @@ def read_weights(output: str | Path) -> dict[str, torch.Tensor]:
 def read_metrics(output: str | Path) -> list[dict[str, Any]]:
     """Returns the lines of a stage's ``metrics.jsonl``, without what depends on the clock."""
     lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "rows_per_s"} for line in lines]
+    return [{name: value for name, value in line.items() if not name.endswith("_per_s")} for line in lines]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import warnings
 from pathlib import Path
@@ -172,6 +173,16 @@ def test_the_step_is_independent_of_the_number_of_ranks(stage: TinyLanguage, zer
     assert run_ranks(stage.job(two, **fields), num_ranks=2) == [0, 0]
     assert_same(read_weights(stage.root / one), read_weights(stage.root / two), 2e-5)
     assert_same_record(stage.root / one, stage.root / two)
+
+
+def test_the_record_says_how_many_tokens_were_predicted_a_second(stage: TinyLanguage) -> None:
+    job = stage.job("speed", max_steps=2, losses=TERMS)
+    train(job)
+    lines = [json.loads(line) for line in (Path(job.output) / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "step"]
+    for line in steps:
+        # Chunks have 1 to 11 tokens to predict.
+        assert 1 <= line["tokens_per_s"] / line["rows_per_s"] <= 11
 
 
 @pytest.fixture(scope="module")
