@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.smollm2 import smollm2  # noqa: F401  fixture
 from tests.tally import counts, tally  # noqa: F401  fixtures
 
 os.environ["HF_HUB_OFFLINE"] = "1"
