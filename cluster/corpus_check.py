@@ -10,9 +10,9 @@ import pyarrow as pa
 from cluster.diagnosis import Problem
 from cluster.run_directory import RunDirectory
 from precompute.materialised import CORPORA_DIRECTORY, ROWS_FILE
+from schemas.any_recipe import AnyRecipe
 from schemas.errors import DataError
 from schemas.plan import Plan
-from schemas.recipe import Recipe
 from schemas.rows import hash_texts, open_rows, text_columns
 from schemas.storage.location import is_local, normal_location
 
@@ -20,7 +20,7 @@ from schemas.storage.location import is_local, normal_location
 _CHUNK_ROWS = 4096
 
 
-def corpora_of(root: str, recipe: Recipe | None) -> tuple[Path, ...]:
+def corpora_of(root: str, recipe: AnyRecipe | None) -> tuple[Path, ...]:
     """Returns where a store's materialised corpus may be: in the recipe's output root, in the stores' own."""
     found = (RunDirectory.of(recipe).out / CORPORA_DIRECTORY,) if recipe is not None else ()
     location = normal_location(root)

@@ -1,6 +1,6 @@
 """Which teacher of a recipe, over which corpus part, made a store.
 
-Invariants (tests/cluster/test_store_repair.py):
+Invariants (tests/cluster/test_store_repair.py, tests/cluster/language/test_store_repair.py):
     1. A store is matched by its plan and generation hashes, never by names or by where it lies.
     2. No teacher is trained here: one whose training is not finished is named.
 """
@@ -8,34 +8,27 @@ Invariants (tests/cluster/test_store_repair.py):
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from cluster.arms import used_teachers
-from cluster.planning import PlannedCorpus
+from cluster.recipe_stores import ClassifierStores, Pair, RecipeStores
 from cluster.run_directory import RunDirectory
-from cluster.teacher_model import TeacherModel
-from cluster.teacher_step import describe_training
-from precompute.corpus import materialise_corpus
 from precompute.near_miss import differing_fields, differing_plans
-from precompute.stores import StoreRequest, StoreSettings, StoreTarget, describe_targets
+from precompute.stores import StoreSettings, StoreTarget, describe_targets
+from schemas.any_recipe import AnyRecipe
 from schemas.errors import DataError, RefusedError, TeacherError
-from schemas.model_ref import resolve_model
-from schemas.recipe import Recipe, Teacher
+from schemas.language import LanguageRecipe
 from schemas.records import StoreIdentity, store_directory_name
 from schemas.storage.storage import StoreSource
 from schemas.store_files import list_commits, load_commit, load_identity, load_manifest, load_plan
 
-Pair = tuple[str, str]
-"""Teacher and corpus."""
 
-
-def match_store(source: StoreSource, recipe: Recipe, *, trust_identity: bool = True) -> StoreTarget:
+def match_store(source: StoreSource, recipe: AnyRecipe, *, trust_identity: bool = True) -> StoreTarget:
     """Finds what a store is in a recipe.
 
     Args:
         source: The store.
-        recipe: One that names the teacher with its model, and the corpus. Its corpora are materialised
-            where they are not yet.
+        recipe: One that names the teacher with its model, and the corpus, of either task. Its corpora are
+            materialised where they are not yet.
         trust_identity: Whether ``STORE.json`` says what the store is. If not, the manifest, the commit
             records and the name of the store's directory do.
 
@@ -50,7 +43,8 @@ def match_store(source: StoreSource, recipe: Recipe, *, trust_identity: bool = T
     identity = load_identity(source) if trust_identity else None
     hashes = _find_hashes(source) if identity is None else {(identity.plan_hash, identity.generation_hash)}
     search = _Search(recipe)
-    for pairs in _order_pairs(recipe, identity):
+    _check_level(source, identity, search.stores)
+    for pairs in _order_pairs(recipe, search.stores.pairs(), identity):
         for target in search.describe(pairs):
             ours = (target.identity.plan_hash, target.identity.generation_hash)
             named_so = identity is None and source.root.endswith(f"/{store_directory_name(*ours)}")
@@ -60,60 +54,47 @@ def match_store(source: StoreSource, recipe: Recipe, *, trust_identity: bool = T
     raise _refuse(source, identity, search)
 
 
-@dataclass
 class _Search:
     """Describes the stores of a recipe, those asked for first.
 
     Attributes:
+        stores: What the recipe makes.
         targets: Those described so far.
-        untrained: Teachers whose trained model is not there, and where it would be.
     """
 
-    recipe: Recipe
-    targets: list[StoreTarget] = field(default_factory=list)
-    untrained: dict[str, str] = field(default_factory=dict)
-    _planned: dict[str, PlannedCorpus] = field(default_factory=dict)
+    def __init__(self, recipe: AnyRecipe) -> None:
+        self.stores = _stores_of(recipe)
+        self.targets: list[StoreTarget] = []
+        directory = RunDirectory.of(recipe)
+        self._settings = StoreSettings(directory.stores, directory.hash_cache, recipe.store)
 
     def describe(self, pairs: Iterable[Pair]) -> list[StoreTarget]:
         """Describes the stores of pairs of teacher and corpus."""
-        directory = RunDirectory.of(self.recipe)
-        requests: list[StoreRequest] = []
-        for name, corpus in pairs:
-            teacher = self.recipe.teacher(name)
-            model = self._find_model(teacher, directory)
-            if model is not None:
-                fields = (teacher, model.path, model.revision, self.recipe.corpora[corpus])
-                requests += [StoreRequest(*fields, part) for part in self._plan(corpus, directory).parts]
-        settings = StoreSettings(directory.stores, directory.hash_cache, self.recipe.store)
-        found = describe_targets(requests, settings)
+        requests = [request for pair in pairs for request in self.stores.requests(*pair)]
+        found = describe_targets(requests, self._settings)
         self.targets += found
         return found
 
-    def _find_model(self, teacher: Teacher, directory: RunDirectory) -> TeacherModel | None:
-        if teacher.model is None:
-            return None
-        path = resolve_model(teacher.model, field=f"teachers.{teacher.name}.model")
-        if teacher.train is None:
-            return TeacherModel(path, teacher.revision)
-        corpus = self._plan(teacher.train.corpus, directory)
-        _, trained = describe_training(self.recipe, directory, teacher, path, corpus)
-        if trained.exists():
-            return TeacherModel(str(trained))
-        self.untrained[teacher.name] = str(trained)
-        return None
 
-    def _plan(self, corpus: str, directory: RunDirectory) -> PlannedCorpus:
-        if corpus not in self._planned:
-            parts = materialise_corpus(
-                corpus, self.recipe.corpora[corpus], data_root=self.recipe.data_root, out=directory.out
-            )
-            self._planned[corpus] = PlannedCorpus(parts)
-        return self._planned[corpus]
+def _stores_of(recipe: AnyRecipe) -> RecipeStores:
+    if isinstance(recipe, LanguageRecipe):
+        # Importing transformers takes a second, which a classifier's recipe need not pay here.
+        from cluster.language.recipe_stores import LanguageStores
+
+        return LanguageStores(recipe)
+    return ClassifierStores(recipe)
 
 
-def _order_pairs(recipe: Recipe, identity: StoreIdentity | None) -> list[list[Pair]]:
+def _check_level(source: StoreSource, identity: StoreIdentity | None, stores: RecipeStores) -> None:
+    if identity is not None and identity.level != stores.level:
+        raise RefusedError(
+            f"store {source.root}: holds {identity.level} rows, and this recipe makes {stores.level} ones; "
+            "give the recipe that made it"
+        )
+
+
+def _order_pairs(recipe: AnyRecipe, used: list[Pair], identity: StoreIdentity | None) -> list[list[Pair]]:
     """Returns the pair that the store's own names give, if the recipe has them, then all others."""
-    used = [(name, corpus) for name, corpora in used_teachers(recipe).items() for corpus in corpora]
     if identity is None:
         return [used]
     named = (identity.teacher, identity.corpus)
@@ -154,16 +135,17 @@ def _refuse(
     source: StoreSource, identity: StoreIdentity | None, search: _Search
 ) -> RefusedError | TeacherError:
     """Explains why no store of the recipe is this one."""
-    if identity is not None and identity.teacher in search.untrained:
+    gone = search.stores.untrained
+    if identity is not None and identity.teacher in gone:
         return TeacherError(
             f"is trained by the recipe, and the model that made {source.root} is gone from "
-            f"{search.untrained[identity.teacher]}; restore it: one trained anew would give other logits",
+            f"{gone[identity.teacher]}; restore it: one trained anew would give other logits",
             teacher=identity.teacher,
         )
     if identity is None:
         hashes = [(t.identity.plan_hash, t.identity.generation_hash) for t in search.targets]
         known = ", ".join(store_directory_name(*found) for found in hashes)
-        untrained = f"; not trained yet: {', '.join(search.untrained)}" if search.untrained else ""
+        untrained = f"; not trained yet: {', '.join(gone)}" if gone else ""
         return RefusedError(
             f"store {source.root}: without its STORE.json, neither manifest and records nor the directory's "
             f"name say that it is one of this recipe's ({known or 'none'}{untrained})"

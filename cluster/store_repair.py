@@ -19,9 +19,9 @@ from cluster.store_match import match_store
 from precompute.interrupt import StopFlag, stop_on_signals
 from precompute.repair import RepairPlan, next_revisions, repair_store
 from precompute.stores import StoreTarget
+from schemas.any_recipe import AnyRecipe
 from schemas.errors import DataError
 from schemas.fields import Frozen
-from schemas.recipe import Recipe
 from schemas.records import PLAN_FILE, STORE_FILE, parse_record_name
 from schemas.storage.location import open_storage
 from schemas.storage.storage import StoreSource
@@ -44,7 +44,7 @@ class Repaired(Frozen):
 
 
 def repair_damage(
-    root: str | Path, recipe: Recipe, *, address: str | None = None, deep: bool = True
+    root: str | Path, recipe: AnyRecipe, *, address: str | None = None, deep: bool = True
 ) -> Repaired:
     """Mends a store, or leaves it alone if nothing is wrong.
 
@@ -127,7 +127,9 @@ def _tell(diagnosis: Diagnosis, plan: RepairPlan, target: StoreTarget) -> None:
         say(f"  teacher {name} computes {len(plan.revisions)} shards ({shards}{more}), {num_rows} rows")
 
 
-def _run(target: StoreTarget, plan: RepairPlan, recipe: Recipe, address: str | None, stop: StopFlag) -> None:
+def _run(
+    target: StoreTarget, plan: RepairPlan, recipe: AnyRecipe, address: str | None, stop: StopFlag
+) -> None:
     with show_progress() as on_progress:
         repair_store(
             target,

@@ -64,7 +64,7 @@ def plan_chunks(recipe: LanguageRecipe, directory: RunDirectory) -> dict[str, Pl
                 "it, or raise student.max_length",
                 field=f"corpora.{name}.max_length",
             )
-    found = {name: _cut(recipe, directory, name) for name in names}
+    found = {name: cut_corpus(recipe, directory, name) for name in names}
     check_corpora_lock({name: corpus.parts for name, corpus in found.items()}, directory.corpora_lock)
     evaluation = [part for name in recipe.evaluation.corpora for part in found[name].parts]
     for name in trained:
@@ -108,7 +108,13 @@ def find_shared_chunks(
     return np.concatenate(found)
 
 
-def _cut(recipe: LanguageRecipe, directory: RunDirectory, name: str) -> PlannedText:
+def cut_corpus(recipe: LanguageRecipe, directory: RunDirectory, name: str) -> PlannedText:
+    """Materialises one corpus and cuts it into chunks; documents of evaluation corpora stay in it.
+
+    Raises:
+        RecipeError: The student has no tokenizer of use.
+        CorpusError: The corpus cannot be used.
+    """
     init, _ = find_init(recipe, directory)
     is_layers = isinstance(init, LanguageLayersInit)
     path = init.model if isinstance(init, LanguageLayersInit) else init.tokenizer

@@ -8,6 +8,7 @@ from cluster.language.arms import used_teachers
 from cluster.language.planning import PlannedText
 from cluster.run_context import RunOf
 from cluster.teacher_model import TeacherModel
+from precompute.chunking import ChunkedPart
 from precompute.stores import StoreRequest
 from schemas.language import LanguageRecipe
 
@@ -25,20 +26,35 @@ def store_requests(
         model = models.get(name)
         if teacher.model is not None and (model is None or not _is_wanted(run, name)):
             continue
-        # What is run is the converted model.
-        read = teacher if model is None else teacher.model_copy(update={"gguf_file": None})
         requests += [
-            StoreRequest(
-                read,
-                model.path if model else None,
-                model.revision if model else None,
-                run.recipe.corpora[corpus],
-                part,
-            )
+            make_request(run.recipe, name, model, part)
             for corpus in corpora
             for part in planned[corpus].parts
         ]
     return requests
+
+
+def make_request(
+    recipe: LanguageRecipe, name: str, model: TeacherModel | None, part: ChunkedPart
+) -> StoreRequest:
+    """Asks for a teacher's store over a part.
+
+    Args:
+        recipe: The recipe.
+        name: Of its teacher.
+        model: Where the teacher lies; None: it has finished stores.
+        part: Of one of the recipe's corpora.
+    """
+    teacher = recipe.teacher(name)
+    return StoreRequest(
+        # What is run is the converted model.
+        teacher if model is None else teacher.model_copy(update={"gguf_file": None}),
+        model.path if model else None,
+        model.revision if model else None,
+        recipe.corpora[part.corpus],
+        part,
+        recipe.losses_of(name),
+    )
 
 
 def _is_wanted(run: RunOf[LanguageRecipe], name: str) -> bool:

@@ -145,7 +145,7 @@ def test_rows_and_positions_without_entries_are_read(codec: str, kind: str, tmp_
 @pytest.mark.parametrize("vocab", [2, 255, 256, 257, 65536, 65537, 152064])
 def test_ids_of_any_width_and_many_draws_are_read(codec: str, vocab: int, tmp_path: Path) -> None:
     for number, policy in enumerate(
-        (TopKPolicy(kind="top_k", k=2), SampledPolicy(kind="sampled", num_samples=300, tau=0.9))
+        (TopKPolicy(kind="top_k", k=2), SampledPolicy(kind="sampled", num_samples=256, tau=0.9))
     ):
         path = tmp_path / f"{number}.arrow"
         compare(codec, path, [write_shard(path, codec, policy, vocab, (3, 30))])

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 
 from precompute.events import ProgressEvent
 from precompute.interrupt import StopFlag
+from precompute.language_worker import LanguageWorker
 from precompute.queue import TeacherQueue
+from precompute.tasks import AnyWorkerSpec, LanguageWorkerSpec
 from precompute.worker import ShardWorker
 from schemas.recipe import StoreOptions
 
@@ -37,7 +39,7 @@ class HerePool:
         num_left = self.stop_after
         for queue in queues:
             jobs = deque(queue.jobs)
-            workers = [ShardWorker(queue.spec) for _ in range(queue.num_actors)]
+            workers = [_make_worker(queue.spec) for _ in range(queue.num_actors)]
             try:
                 while jobs and not stop.is_set():
                     taken = [jobs.popleft() for _ in workers[: len(jobs)]]
@@ -51,3 +53,7 @@ class HerePool:
             finally:
                 for worker in workers:
                     worker.close()
+
+
+def _make_worker(spec: AnyWorkerSpec) -> ShardWorker | LanguageWorker:
+    return LanguageWorker(spec) if isinstance(spec, LanguageWorkerSpec) else ShardWorker(spec)
