@@ -1,6 +1,7 @@
 """The plan of keep policies as a picture: what bytes buy.
 
-Above each other for each teacher: total variation and the student's gradient angle over bytes a token.
+Side by side for each teacher: total variation and the student's gradient angle over bytes a token. Dense
+stores take hundreds of times the bytes of others, so that they are named in place of drawn.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ _SOFT: Final = "#6b7075"
 _RULE: Final = "#e3e4e2"
 _PANEL: Final = (5.2, 3.9)
 _DPI: Final = 144
+# Below, angles are drawn on a linear scale, which has a 0.
+_LINEAR_DEGREES: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +30,20 @@ class _Family:
     colour: str
     marker: str
     is_hollow: bool = False
+    # Of the points' names, in points.
+    offset: tuple[int, int] = (0, 7)
 
 
 # By kind of policy and loss, in the order of the legend.
 _FAMILIES: Final = {
-    ("top_k", "ghost_kl"): _Family("top k, tail as one token", "#1f5fa8", "o"),
+    ("top_k", "ghost_kl"): _Family("top k, tail as one token", "#1f5fa8", "o", offset=(-9, -11)),
     ("top_k", "support_kl"): _Family("top k, renormalised", "#1f5fa8", "o", is_hollow=True),
-    ("top_p", "ghost_kl"): _Family("top p, tail as one token", "#2a8c82", "s"),
+    ("top_p", "ghost_kl"): _Family("top p, tail as one token", "#2a8c82", "s", offset=(-11, -12)),
     ("top_p", "support_kl"): _Family("top p, renormalised", "#2a8c82", "s", is_hollow=True),
-    ("sampled", "unbiased_kl"): _Family("sampled", "#b3541e", "^"),
-    ("hybrid", "unbiased_kl"): _Family("hybrid", "#8a4fa3", "D"),
-    ("dense", "unbiased_kl"): _Family("dense", "#7a7f86", "P"),
+    ("sampled", "unbiased_kl"): _Family("sampled", "#b3541e", "^", offset=(16, 5)),
+    ("hybrid", "unbiased_kl"): _Family("hybrid", "#8a4fa3", "D", offset=(-18, -12)),
 }
+_OWN: Final = "the recipe's"
 _Measure = Callable[[LossTrial], float | None]
 
 
@@ -60,13 +65,15 @@ def draw_plan(plan: KeepPlan, path: Path) -> None:
         _draw_panel(right, trial, _angle)
         right.set_title(f"gradient angle, {trial.sample.num_positions:,} positions", loc="left")
         right.set_ylabel("degrees")
+        right.set_yscale("symlog", linthresh=_LINEAR_DEGREES, linscale=0.4)
+        right.yaxis.set_major_formatter("{x:g}")
+        right.set_ylim(0, 180)
         for panel in (left, right):
             panel.set_xlabel("bytes of kept entries a token")
-    marks = dict(_marks(panels[0][0]))
-    for panel in panels.flat:
-        marks = {**dict(_marks(panel)), **marks}
-    labels = [family.label for family in _FAMILIES.values() if family.label in marks]
-    labels += [label for label in marks if label not in labels]
+    # The same family has one entry, whichever panels it is in.
+    marks = {label: handle for panel in panels.flat for label, handle in _marks(panel)}
+    order = [*(family.label for family in _FAMILIES.values()), _OWN]
+    labels = [label for label in order if label in marks]
     figure.legend(
         [marks[label] for label in labels], labels, loc="outside lower center", ncols=4, frameon=False
     )
@@ -93,23 +100,19 @@ def _draw_panel(panel: Any, trial: KeepTrial, measure: _Measure) -> None:
         points = sorted(_points(trial, kind, loss, measure), key=lambda point: point[0])
         if points:
             _draw_family(panel, family, points)
-    own = [
-        (one.entry_bytes, value)
-        for one in trial.candidates
-        if one.is_recipe
-        for value in [measure(one.losses[0])]
-        if value is not None
-    ]
-    panel.scatter(
-        *zip(*own, strict=True),
-        s=170,
-        facecolors="none",
-        edgecolors=_INK,
-        linewidths=1.3,
-        label="the recipe's",
-    )
-    panel.set_ylim(bottom=0)
+    for one in trial.candidates:
+        value = measure(one.losses[0])
+        if one.is_recipe and one.policy.kind != "dense" and value is not None:
+            panel.scatter(
+                one.entry_bytes, value, s=170, facecolors="none", edgecolors=_INK, linewidths=1.3, label=_OWN
+            )
+        if one.policy.kind == "dense" and one.codec == trial.candidates[0].codec:
+            note = f"dense, {one.entry_bytes:,.0f} bytes: 0"
+            panel.text(
+                0.99, 0.97, note, transform=panel.transAxes, ha="right", va="top", color=_SOFT, fontsize=8
+            )
     panel.margins(x=0.12, y=0.12)
+    panel.set_ylim(bottom=0)
     _label_bytes(panel)
 
 
@@ -144,11 +147,12 @@ def _draw_family(panel: Any, family: _Family, points: list[tuple[float, float, C
         panel.annotate(
             _short_name(one),
             (x, y),
-            (0, 7),
+            family.offset,
             textcoords="offset points",
             ha="center",
             fontsize=7.5,
             color=_SOFT,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )
 
 
@@ -160,7 +164,7 @@ def _short_name(one: CandidateTrial) -> str:
         case "top_p":
             return f"{policy.p:g}"
         case _:
-            return name_policy(policy)
+            return name_policy(policy).partition(" ")[2]
 
 
 def _label_bytes(panel: Any) -> None:

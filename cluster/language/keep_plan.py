@@ -51,7 +51,7 @@ from schemas.token_generation import read_generation
 
 PLAN_FILE = "plan.json"
 CHART_FILE = "plan.png"
-SAMPLE_TOKENS = {"cpu": 2048, "cuda": 8192}
+SAMPLE_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Of a sample, about, where it is not said."""
 
 
