@@ -11,9 +11,13 @@ Invariants (tests/precompute/test_language_forward.py):
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +28,15 @@ from precompute.batching import cut_batches
 from precompute.draws import Keys, position_keys
 from precompute.kept_positions import concatenate_kept, take_positions
 from precompute.language_teacher import LoadedLanguageModel
+from precompute.log_softmax import Buffers
 from precompute.truncate import KeptPositions, Truncation, keep_entries
 from schemas.kept_entries import Offsets, offsets_of
 from schemas.policy import HybridPolicy, SampledPolicy
 from schemas.token_rows import TokenChunks
 
-# Of float32 logits that a policy works on at once on a CPU: they stay in its cache.
-_CACHED_BYTES = 2 * 2**20
+# Of float32 logits that a policy works on at once on a CPU: few enough for its caches, and enough for calls
+# to cost less than what they do.
+_CACHED_BYTES = 6 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +131,15 @@ def compute_kept(
     places: list[npt.NDArray[np.int64]] = []
     num_padded = 0
     lengths = np.diff(rows.chunks.offsets)
-    for indices_B in cut_batches(lengths, teacher.spec.teacher.tokens_per_batch):
-        ids_BL, mask_BL = collate_chunks(teacher, rows, indices_B)
-        batch = find_positions(rows, indices_B, (positions_P, bounds), truncation)
-        pieces += _keep_batch(teacher, (ids_BL, mask_BL), batch, truncation)
-        places.append(batch.places_P)
-        num_padded += ids_BL.numel()
-        on_rows(len(indices_B))
+    with _spreading(teacher) as spread:
+        reduction = _Reduction(truncation, spread, threading.local())
+        for indices_B in cut_batches(lengths, teacher.spec.teacher.tokens_per_batch):
+            ids_BL, mask_BL = collate_chunks(teacher, rows, indices_B)
+            batch = find_positions(rows, indices_B, (positions_P, bounds), truncation)
+            pieces += _keep_batch(teacher, (ids_BL, mask_BL), batch, reduction)
+            places.append(batch.places_P)
+            num_padded += ids_BL.numel()
+            on_rows(len(indices_B))
     order: npt.NDArray[np.int64] = np.argsort(np.concatenate(places), kind="stable")
     kept = take_positions(concatenate_kept(pieces), order)
     finite_R = np.logical_and.reduceat(kept.is_finite_N, bounds[:-1])
@@ -190,8 +198,45 @@ def find_positions(
     return ChunkBatch(rows_P, columns_P, targets_P, places_P, keys_P)
 
 
+_Work: TypeAlias = Callable[[slice], KeptPositions]
+_Spread: TypeAlias = Callable[[_Work, list[slice]], Iterable[KeptPositions]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reduction:
+    """What to keep of logits, and how their slices are gone through: like ``map``."""
+
+    truncation: Truncation
+    spread: _Spread
+    local: threading.local
+
+    def buffers(self) -> Buffers:
+        """Returns those of the calling thread."""
+        found: Buffers | None = getattr(self.local, "buffers", None)
+        if found is None:
+            found = self.local.buffers = Buffers()
+        return found
+
+
+@contextmanager
+def _spreading(teacher: LoadedLanguageModel) -> Iterator[_Spread]:
+    """Gives a ``map`` over slices of logits.
+
+    On a CPU each goes to one of so many threads as the model has, since a slice that fits a cache is too
+    little for torch to divide.
+    """
+    num_threads = teacher.spec.num_threads
+    if teacher.spec.device != "cpu" or num_threads == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(num_threads, "keep", torch.set_num_threads, (1,)) as pool:
+        yield pool.map
+    # The number is the calling thread's own, but also what threads to come start with.
+    torch.set_num_threads(num_threads)
+
+
 def _keep_batch(
-    teacher: LoadedLanguageModel, inputs: tuple[Tensor, Tensor], batch: ChunkBatch, truncation: Truncation
+    teacher: LoadedLanguageModel, inputs: tuple[Tensor, Tensor], batch: ChunkBatch, reduction: _Reduction
 ) -> list[KeptPositions]:
     """Runs a batch and reduces its positions, some at a time."""
     output = teacher.encode(*inputs)
@@ -200,18 +245,33 @@ def _keep_batch(
     hidden_PD = hidden_BLD[
         torch.from_numpy(batch.rows_P).to(device), torch.from_numpy(batch.columns_P).to(device)
     ]
-    kept = []
+    kept: list[KeptPositions] = []
     step = teacher.spec.teacher.chunk_positions
     for start in range(0, len(batch.rows_P), step):
-        logits_NW = teacher.predict(output, hidden_PD[start : start + step])
-        # A policy's buffers are some times the logits: on a CPU it gets what its cache holds.
-        size = step if logits_NW.is_cuda else max(2, _CACHED_BYTES // (4 * truncation.vocab))
-        for first in range(0, len(logits_NW), size):
-            part = slice(start + first, min(start + first + size, start + len(logits_NW)))
-            targets_N = torch.from_numpy(batch.targets_P[part]).to(logits_NW.device)
-            keys_N = None if batch.keys_P is None else batch.keys_P[part]
-            kept.append(keep_entries(logits_NW[first : first + size], targets_N, keys_N, truncation))
+        # No name for the logits, which would keep them while the next ones are made.
+        kept += _keep_logits(
+            teacher.predict(output, hidden_PD[start : start + step]), batch, start, reduction
+        )
     return kept
+
+
+def _keep_logits(
+    logits_NW: Tensor, batch: ChunkBatch, start: int, reduction: _Reduction
+) -> Iterable[KeptPositions]:
+    """Reduces the logits of N positions of a batch, from ``start`` on."""
+    truncation = reduction.truncation
+    num = len(logits_NW)
+    # A policy's buffers are some times the logits: on a CPU it gets what its cache holds.
+    size = num if logits_NW.is_cuda else max(2, _CACHED_BYTES // (4 * truncation.vocab))
+
+    def keep(part: slice) -> KeptPositions:
+        there = slice(start + part.start, start + part.stop)
+        targets_N = torch.from_numpy(batch.targets_P[there]).to(logits_NW.device)
+        keys_N = None if batch.keys_P is None else batch.keys_P[there]
+        return keep_entries(logits_NW[part], targets_N, keys_N, truncation, reduction.buffers())
+
+    parts = [slice(first, min(first + size, num)) for first in range(0, num, size)]
+    return reduction.spread(keep, parts)
 
 
 def leave_out(result: LanguageResult, rows: ChunkRows) -> tuple[ChunkRows, LanguageResult]:

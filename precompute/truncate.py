@@ -29,15 +29,7 @@ import torch
 from torch import Tensor
 
 from precompute.draws import Keys, draw_uniforms
-from precompute.log_softmax import (
-    entropy,
-    log_sum_exp,
-    normalise,
-    rank_ids,
-    rest_log_mass,
-    temper_lse,
-    top_ids,
-)
+from precompute.log_softmax import Buffers, Intervals, Softmax, rank_ids, top_ids
 from schemas.errors import DataError
 from schemas.kept_entries import Draws, KeptEntries, PositionStats, offsets_of
 from schemas.policy import (
@@ -76,13 +68,12 @@ class PositionChunk:
     """What a policy sees.
 
     Attributes:
-        log_probs_NV: Log-softmax over the true vocabulary, float32; not to be written to.
-        scratch_NV: float32, may be written over.
+        softmax: Of the logits over the true vocabulary. All that needs whole probabilities was computed
+            before: a policy may take some out.
         keys_N: From ``position_keys``, or None where the policy draws nothing.
     """
 
-    log_probs_NV: Tensor
-    scratch_NV: Tensor
+    softmax: Softmax
     keys_N: Keys | None
 
 
@@ -126,7 +117,11 @@ class KeptPositions:
 
 
 def keep_entries(
-    logits_NW: Tensor, targets_N: Tensor, keys_N: Keys | None, truncation: Truncation
+    logits_NW: Tensor,
+    targets_N: Tensor,
+    keys_N: Keys | None,
+    truncation: Truncation,
+    buffers: Buffers | None = None,
 ) -> KeptPositions:
     """Reduces the logits of a chunk of positions to what is stored of them.
 
@@ -137,6 +132,7 @@ def keep_entries(
         targets_N: int64 tokens to predict, in ``[0, V)``.
         keys_N: From ``position_keys``; ``sampled`` and ``hybrid`` need it.
         truncation: What to compute.
+        buffers: Memory of the calling thread for several calls.
 
     Raises:
         RecipeError: The policy keeps more entries than the vocabulary has.
@@ -147,54 +143,55 @@ def keep_entries(
     check_policy(policy, vocab)
     _check_input(logits_NW, targets_N, keys_N, truncation)
     num = len(logits_NW)
-    logits_NV = logits_NW[:, :vocab].float()
+    logits_NV = logits_NW[:, :vocab]
     if num == 1:
         # Torch splits the sums of a single row between threads, and so rounds them in another way.
         logits_NV, targets_N = logits_NV.repeat(2, 1), targets_N.repeat(2)
         keys_N = None if keys_N is None else keys_N.repeat(2)
-    log_probs_NV, lse_N, is_finite_N = normalise(logits_NV)
-    scratch_NV = torch.empty_like(log_probs_NV)
-    chunk = PositionChunk(log_probs_NV, scratch_NV, keys_N)
+    softmax = Softmax.of(logits_NV, buffers or Buffers())
+    entropy_N, lse_grid_NG = softmax.entropy(), softmax.temper_lse(truncation.grid)
+    chunk = PositionChunk(softmax, keys_N)
     selection = POLICIES[policy.kind](chunk, policy)
     stats = PositionStats(
         log_tail=_to_numpy(_log_tail(chunk, selection)[:num]),
-        lse=_to_numpy(lse_N[:num]),
-        entropy=_to_numpy(entropy(log_probs_NV, scratch_NV)[:num]),
-        target_logprob=_to_numpy(log_probs_NV.gather(1, targets_N[:, None])[:num, 0]),
-        lse_grid=_to_numpy(temper_lse(log_probs_NV, lse_N, truncation.grid, scratch_NV)[:num]),
+        lse=_to_numpy(softmax.lse_N[:num]),
+        entropy=_to_numpy(entropy_N[:num]),
+        target_logprob=_to_numpy(softmax.log_probs_of(targets_N[:, None])[:num, 0]),
+        lse_grid=_to_numpy(lse_grid_NG[:num]),
     )
-    return KeptPositions(_to_entries(selection, policy, num), stats, is_finite_N[:num].cpu().numpy())
+    return KeptPositions(_to_entries(selection, policy, num), stats, softmax.is_finite_N[:num].cpu().numpy())
 
 
 def keep_dense(chunk: PositionChunk, _policy: DensePolicy) -> Selection:
     """Keeps everything; nothing is left for the tail."""
-    num, vocab = chunk.log_probs_NV.shape
-    device = chunk.log_probs_NV.device
+    log_probs_NV = chunk.softmax.log_probs()
+    num, vocab = log_probs_NV.shape
+    device = log_probs_NV.device
     return Selection(
         counts_N=torch.full((num,), vocab, device=device),
         ids_S=torch.arange(vocab, device=device).repeat(num),
-        log_probs_S=chunk.log_probs_NV.reshape(-1),
+        log_probs_S=log_probs_NV.reshape(-1),
         log_tail_N=torch.full((num,), -torch.inf, device=device),
     )
 
 
 def keep_top_k(chunk: PositionChunk, policy: TopKPolicy) -> Selection:
     """Keeps the k largest entries."""
-    ids_NK = top_ids(chunk.log_probs_NV, policy.k)
-    return _select(chunk.log_probs_NV, ids_NK, torch.ones_like(ids_NK, dtype=torch.bool))
+    ids_NK = top_ids(chunk.softmax.shifted_NV, policy.k)
+    return _select(chunk, ids_NK, torch.ones_like(ids_NK, dtype=torch.bool))
 
 
 def keep_top_p(chunk: PositionChunk, policy: TopPPolicy) -> Selection:
     """Keeps the fewest entries, largest first, with a mass of at least p; k_min to k_max of them."""
-    ids_NJ = rank_ids(chunk.log_probs_NV, policy.k_max)
-    probs_NJ = chunk.log_probs_NV.gather(1, ids_NJ).double().exp()
+    ids_NJ = rank_ids(chunk.softmax.shifted_NV, policy.k_max)
+    probs_NJ = chunk.softmax.log_probs_of(ids_NJ).double().exp()
     # An entry is needed if those before it have less than p, by more than float32 logits can tell.
     before_NJ = probs_NJ.cumsum(dim=1) - probs_NJ
     counts_N = (before_NJ < policy.p * _REACHED).sum(dim=1).clamp(min=policy.k_min)
     ranks_J = torch.arange(policy.k_max, device=ids_NJ.device)
     kept_NJ = ranks_J[None, :] < counts_N[:, None]
     ids_NJ, order_NJ = ids_NJ.sort(dim=1)
-    return _select(chunk.log_probs_NV, ids_NJ, kept_NJ.gather(1, order_NJ))
+    return _select(chunk, ids_NJ, kept_NJ.gather(1, order_NJ))
 
 
 def keep_sampled(chunk: PositionChunk, policy: SampledPolicy) -> Selection:
@@ -202,21 +199,20 @@ def keep_sampled(chunk: PositionChunk, policy: SampledPolicy) -> Selection:
 
     Source: Anshumann et al., ACL 2025, arXiv:2503.16870.
     """
-    log_probs_NV = chunk.log_probs_NV
-    mass_NV = torch.mul(log_probs_NV, policy.tau, out=chunk.scratch_NV)
-    torch.softmax(mass_NV, dim=1, out=mass_NV)
-    mass_NV = mass_NV.cumsum(dim=1, dtype=torch.float64)
+    softmax = chunk.softmax
+    mass_NV, log_norm_N = softmax.probs_NV, torch.zeros_like(softmax.lse_N)
+    if policy.tau != 1:
+        mass_NV, log_norm_N = softmax.power(policy.tau)
+        log_norm_N = log_norm_N - policy.tau * softmax.log_sum_N
+    line = Intervals(mass_NV)
     uniforms_ND = _uniforms(chunk, policy.num_samples)
-    ids_ND = _locate(mass_NV, uniforms_ND * mass_NV[:, -1:]).sort(dim=1).values
+    ids_ND = line.locate(uniforms_ND * line.total_N1).sort(dim=1).values
     is_new_ND = torch.ones_like(ids_ND, dtype=torch.bool)
     is_new_ND[:, 1:] = ids_ND[:, 1:] != ids_ND[:, :-1]
     # Every run of equal ids ends where the next one, or the next position, starts.
     starts_S = is_new_ND.reshape(-1).nonzero()[:, 0]
     ends_S = torch.cat([starts_S[1:], starts_S.new_tensor([ids_ND.numel()])])
-    selection = _select(log_probs_NV, ids_ND, is_new_ND)
-    log_norm_N = log_probs_NV.new_zeros(len(log_probs_NV))
-    if policy.tau != 1:
-        log_norm_N = log_sum_exp(torch.mul(log_probs_NV, policy.tau, out=chunk.scratch_NV))
+    selection = _select(chunk, ids_ND, is_new_ND)
     return dataclasses.replace(selection, draws_S=ends_S - starts_S, log_norm_N=log_norm_N)
 
 
@@ -230,27 +226,29 @@ def keep_hybrid(chunk: PositionChunk, policy: HybridPolicy) -> Selection:
     Source: Horvitz and Thompson, JASA 1952; Madow, Ann. Math. Stat. 1949 (systematic sampling); the
     threshold c: Duffield, Lund and Thorup, J. ACM 2007 (priority sampling), section 2.
     """
-    log_probs_NV = chunk.log_probs_NV
+    softmax = chunk.softmax
     num_kept = policy.k + policy.m
-    ranked_NJ = rank_ids(log_probs_NV, num_kept)
-    num_head_N = policy.k + _count_certain(chunk, ranked_NJ, policy)
+    ranked_NJ = rank_ids(softmax.shifted_NV, num_kept)
+    rows_NJ = _rows(chunk)[:, None].expand_as(ranked_NJ)
+    mass_NJ = softmax.probs_NV.gather(1, ranked_NJ)
+    log_rest_N = softmax.take_out(rows_NJ.reshape(-1), ranked_NJ.reshape(-1))
+    num_head_N = policy.k + _count_certain(softmax.log_probs_of(ranked_NJ[:, policy.k :]), log_rest_N)
     ranks_J = torch.arange(num_kept, device=ranked_NJ.device)
     is_head_NJ = ranks_J[None, :] < num_head_N[:, None]
-    rows_N1 = torch.arange(len(ranked_NJ), device=ranked_NJ.device)[:, None]
-    mass_NV = torch.softmax(log_probs_NV, dim=1, out=chunk.scratch_NV)
-    mass_NV[rows_N1.expand_as(ranked_NJ)[is_head_NJ], ranked_NJ[is_head_NJ]] = 0
-    mass_NV = mass_NV.cumsum(dim=1, dtype=torch.float64)
-    tail_N1 = mass_NV[:, -1:]
+    # Those that are not certain come back.
+    softmax.probs_NV.scatter_(1, ranked_NJ, mass_NJ.masked_fill_(is_head_NJ, 0))
+    line = Intervals(softmax.probs_NV)
+    tail_N1 = line.total_N1
     tau_N1 = tail_N1 / (num_kept - num_head_N)[:, None]
     points_NJ = (ranks_J[None, :] - num_head_N[:, None] + _uniforms(chunk, 1)) * tau_N1
-    drawn_NJ = _locate(mass_NV, points_NJ.clamp(min=0))
+    drawn_NJ = line.locate(points_NJ.clamp(min=0))
     # Where nothing is left to draw from, the next ids stand for a tail without mass.
     drawn_NJ = torch.where(tail_N1 > 0, drawn_NJ, ranked_NJ)
     ids_NJ = torch.where(is_head_NJ, ranked_NJ, drawn_NJ)
-    vocab = log_probs_NV.shape[1]
+    vocab = softmax.probs_NV.shape[1]
     ids_NJ = (ids_NJ + vocab * ~is_head_NJ).sort(dim=1).values % vocab
     log_tau_N1 = tau_N1.log().float()
-    values_NJ = torch.where(is_head_NJ, log_probs_NV.gather(1, ids_NJ), log_tau_N1)
+    values_NJ = torch.where(is_head_NJ, softmax.log_probs_of(ids_NJ), log_tau_N1)
     return Selection(
         counts_N=torch.full_like(num_head_N, num_kept),
         ids_S=ids_NJ.reshape(-1),
@@ -272,49 +270,47 @@ POLICIES: Mapping[str, Callable[[PositionChunk, Any], Selection]] = MappingProxy
 )
 
 
-def _count_certain(chunk: PositionChunk, ranked_NJ: Tensor, policy: HybridPolicy) -> Tensor:
-    """Returns how many ids of the rest a systematic sample of m is certain to have, int64[N], below m.
+def _count_certain(log_probs_NM: Tensor, log_rest_N: Tensor) -> Tensor:
+    """Returns how many ids of the rest a systematic sample of M is certain to have, int64[N], below M.
 
     The r-th largest of the rest (from 0) is certain if it is at least the threshold that would hold
-    without those before it: the mass from it on, over m - r.
+    without those before it: the mass from it on, over M - r.
+
+    Args:
+        log_probs_NM: Of the M largest of the rest, largest first.
+        log_rest_N: Log of the mass beyond them.
     """
-    rows_NJ = torch.arange(len(ranked_NJ), device=ranked_NJ.device)[:, None].expand_as(ranked_NJ)
-    rest_N = rest_log_mass(chunk.log_probs_NV, rows_NJ, ranked_NJ, chunk.scratch_NV).double().exp()
-    probs_NM = chunk.log_probs_NV.gather(1, ranked_NJ[:, policy.k :]).double().exp()
+    num = log_probs_NM.shape[1]
+    probs_NM, rest_N = log_probs_NM.double().exp(), log_rest_N.double().exp()
     from_here_NM = probs_NM.flip(1).cumsum(dim=1).flip(1) + rest_N[:, None]
-    room_M = torch.arange(policy.m, 0, -1, device=ranked_NJ.device)
+    room_M = torch.arange(num, 0, -1, device=probs_NM.device)
     is_certain_NM = probs_NM * room_M[None, :] >= _CERTAIN * from_here_NM
-    return is_certain_NM.long().cumprod(dim=1).sum(dim=1).clamp(max=policy.m - 1)
+    return is_certain_NM.long().cumprod(dim=1).sum(dim=1).clamp(max=num - 1)
 
 
-def _locate(mass_NV: Tensor, points_NJ: Tensor) -> Tensor:
-    """Returns the ids, int64[N, J], whose intervals of cumulative mass have the points in them."""
-    last_N1 = mass_NV[:, -1:]
-    below_N1 = torch.nextafter(last_N1, torch.zeros_like(last_N1))
-    points_NJ = torch.minimum(points_NJ, below_N1).contiguous()
-    return torch.searchsorted(mass_NV, points_NJ, right=True).clamp_(max=mass_NV.shape[1] - 1)
-
-
-def _select(log_probs_NV: Tensor, ids_NJ: Tensor, kept_NJ: Tensor) -> Selection:
+def _select(chunk: PositionChunk, ids_NJ: Tensor, kept_NJ: Tensor) -> Selection:
     return Selection(
         counts_N=kept_NJ.sum(dim=1),
         ids_S=ids_NJ[kept_NJ],
-        log_probs_S=log_probs_NV.gather(1, ids_NJ)[kept_NJ],
+        log_probs_S=chunk.softmax.log_probs_of(ids_NJ)[kept_NJ],
     )
 
 
 def _log_tail(chunk: PositionChunk, selection: Selection) -> Tensor:
     if selection.log_tail_N is not None:
         return selection.log_tail_N
-    rows_N = torch.arange(len(chunk.log_probs_NV), device=chunk.log_probs_NV.device)
-    rows_S = rows_N.repeat_interleave(selection.counts_N)
-    return rest_log_mass(chunk.log_probs_NV, rows_S, selection.ids_S, chunk.scratch_NV)
+    rows_S = _rows(chunk).repeat_interleave(selection.counts_N)
+    return chunk.softmax.take_out(rows_S, selection.ids_S)
+
+
+def _rows(chunk: PositionChunk) -> Tensor:
+    return torch.arange(len(chunk.softmax.lse_N), device=chunk.softmax.lse_N.device)
 
 
 def _uniforms(chunk: PositionChunk, num: int) -> Tensor:
     if chunk.keys_N is None:
         raise ValueError("a policy that draws needs the positions' keys")
-    return torch.from_numpy(draw_uniforms(chunk.keys_N, num)).to(chunk.log_probs_NV.device)
+    return torch.from_numpy(draw_uniforms(chunk.keys_N, num)).to(chunk.softmax.lse_N.device)
 
 
 def _to_entries(selection: Selection, policy: AnyPolicy, num: int) -> KeptEntries:

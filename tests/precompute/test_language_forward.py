@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,24 @@ def test_what_is_kept_does_not_depend_on_batches_or_pieces(name: str, model: Pat
         kept = compute_kept(apart, alone, truncation_of(name)).kept
         expected = slice_positions(result.kept, result.rows[row], result.rows[row + 1])
         np.testing.assert_array_equal(kept.entries.ids, expected.entries.ids)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_is_kept_does_not_depend_on_the_number_of_threads(
+    name: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("precompute.language_forward._CACHED_BYTES", 4 * VOCAB * 3)
+    rows = make_rows()
+    teacher = LoadedLanguageModel.load(spec_of(model, tokens_per_batch=4096, chunk_positions=20))
+    alone = compute_kept(teacher, rows, truncation_of(name))
+    several = LoadedLanguageModel(replace(teacher.spec, num_threads=3), teacher.model, teacher.num_logits)
+    before = torch.get_num_threads()
+    try:
+        together = compute_kept(several, rows, truncation_of(name))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert_same(alone, together)
 
 
 def test_what_is_kept_is_what_the_whole_model_says_in_float64(model: Path) -> None:
