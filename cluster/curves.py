@@ -17,8 +17,8 @@ from distill.metrics_log import read_lines
 from schemas.job import JOB_FILE
 
 METRICS_FILE = "metrics.jsonl"
-# The first that a log has is shown; higher is better for the first two.
-METRICS = ("accuracy", "macro_f1", "soft_loss", "loss")
+# The first that a log has is shown; perplexity is in those of language models alone.
+METRICS = ("perplexity", "accuracy", "macro_f1", "soft_loss", "loss")
 _MAX_POINTS = 150
 TEACHERS_GROUP = "Fine-tuning of teachers"
 _STAGE_NAMES = {"pretrain": "Pre-training", "finetune": "Fine-tuning"}
@@ -105,6 +105,8 @@ def _name_stage(directory: str, job: Mapping[str, Any]) -> str:
     kind = directory.rsplit("-", 1)[-1]
     training = job.get("training")
     corpus = training.get("corpus") if isinstance(training, dict) else None
+    if job.get("task") == "language" and corpus is not None:
+        return f"Stage {kind}: training on {corpus}"
     if kind not in _STAGE_NAMES or corpus is None:
         return directory
     return f"{_STAGE_NAMES[kind]} on {corpus}"

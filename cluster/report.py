@@ -10,7 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cluster import figures
 from cluster.curves import Curve, read_student_curves, read_teacher_curves
-from cluster.report_charts import draw_curves, draw_reliabilities, shade, strip_axis, strip_of
-from cluster.run_directory import read_lock_file
-from cluster.store_listing import ListedStore, list_stores
+from cluster.language import figures as language_figures
+from cluster.language import report_charts as language_charts
+from cluster.language.summary import find_language_student, summarise_language, untaught_arms
+from cluster.report_charts import (
+    CurveGroup,
+    draw_curves,
+    draw_reliabilities,
+    shade,
+    strip_axis,
+    strip_of,
+)
+from cluster.report_stores import list_run_stores
 from cluster.summary import find_student, summarise
 from schemas.digest import DocumentError, read_document, replace_file
-from schemas.errors import DataError, ResourceError
-from schemas.evaluation import EVALUATION_FILE, RunEvaluation, read_evaluation
-from schemas.records import LOCK_FILE
+from schemas.errors import DataError
+from schemas.evaluation import EVALUATION_FILE, RunEvaluation
+from schemas.language_evaluation import AnyEvaluation, LanguageRunEvaluation, read_any_evaluation
 
 REPORT_FILE = "report.html"
 RECIPE_FILE = "recipe.yaml"
@@ -47,6 +56,8 @@ def write_report(run_dir: Path) -> Path:
     """
     recipe_text = _read_recipe(run_dir)
     evaluation = _read_evaluation(run_dir)
+    is_language = isinstance(evaluation, LanguageRunEvaluation)
+    stores = list_run_stores(run_dir)
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -54,11 +65,12 @@ def write_report(run_dir: Path) -> Path:
             run=run_dir.absolute().name,
             recipe_text=recipe_text,
             evaluation=evaluation,
-            summary=summarise(evaluation) if evaluation else [],
-            curve_groups=draw_curves(
-                _read_curves(run_dir, recipe_text), evaluation.main_arm if evaluation else None
-            ),
-            stores=_list_run_stores(run_dir),
+            evaluation_template="language.html.j2" if is_language else "classification.html.j2",
+            summary=_summarise(evaluation),
+            curve_groups=_draw_curves(_read_curves(run_dir, recipe_text), evaluation),
+            stores=stores,
+            has_tokens=any(one.store.level == "token" for one in stores),
+            dropped=evaluation.dropped if isinstance(evaluation, RunEvaluation) else (),
             timings=_read_timings(run_dir / TIMINGS_FILE),
         )
     )
@@ -77,11 +89,11 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         name.removeprefix("format_"): function
-        for name, function in vars(figures).items()
+        for module in (figures, language_figures)
+        for name, function in vars(module).items()
         if name.startswith("format_")
     }
     environment.globals |= {
-        "comparison_sentence": figures.comparison_sentence,
         "dropped_sentence": figures.dropped_sentence,
         "draw_reliabilities": draw_reliabilities,
         "find_student": find_student,
@@ -89,6 +101,9 @@ def _environment() -> Environment:
         "strip_axis": strip_axis,
         "strip_of": strip_of,
         "absent": figures.ABSENT,
+        "language": language_charts,
+        "find_language_student": find_language_student,
+        "position_noun": language_figures.position_noun,
     }
     return environment
 
@@ -104,9 +119,25 @@ def _read_recipe(run_dir: Path) -> str:
         raise DataError(f"{run_dir / RECIPE_FILE}: cannot be read ({error})") from error
 
 
-def _read_evaluation(run_dir: Path) -> RunEvaluation | None:
+def _read_evaluation(run_dir: Path) -> AnyEvaluation | None:
     path = run_dir / EVALUATION_FILE
-    return read_evaluation(path) if path.exists() else None
+    return read_any_evaluation(path) if path.exists() else None
+
+
+def _summarise(evaluation: AnyEvaluation | None) -> list[str]:
+    if evaluation is None:
+        return []
+    if isinstance(evaluation, LanguageRunEvaluation):
+        return summarise_language(evaluation)
+    return summarise(evaluation)
+
+
+def _draw_curves(curves: Sequence[Curve], evaluation: AnyEvaluation | None) -> list[CurveGroup]:
+    if evaluation is None:
+        return draw_curves(curves)
+    if isinstance(evaluation, LanguageRunEvaluation):
+        return draw_curves(curves, evaluation.main_arm, untaught_arms(evaluation))
+    return draw_curves(curves, evaluation.main_arm)
 
 
 def _read_curves(run_dir: Path, recipe_text: str) -> list[Curve]:
@@ -117,36 +148,6 @@ def _read_curves(run_dir: Path, recipe_text: str) -> list[Curve]:
     teachers = run_dir.absolute().parent / "teachers"
     known = recipe if isinstance(recipe, dict) else {}
     return read_teacher_curves(teachers, known) + read_student_curves(run_dir / "students")
-
-
-def _list_run_stores(run_dir: Path) -> list[ListedStore]:
-    """Lists the stores that the run's lock names; one that is gone is a row that says so."""
-    if not (run_dir / LOCK_FILE).exists():
-        return []
-    lock = read_lock_file(run_dir / LOCK_FILE)
-    listed = []
-    for corpus, parts in lock.corpora.items():
-        for part in parts:
-            for teacher, root in part.stores.items():
-                found = _list_one(root)
-                gone = ListedStore(
-                    path=root,
-                    teacher=teacher,
-                    corpus=corpus,
-                    part=part.part,
-                    plan_hash=part.plan_hash,
-                    problem="not there any more",
-                )
-                listed += found or [gone]
-    return listed
-
-
-def _list_one(root: str) -> list[ListedStore]:
-    try:
-        return list_stores(root)
-    except (DataError, ResourceError):
-        # Gone, or out of reach from here.
-        return []
 
 
 def _read_timings(path: Path) -> list[dict[str, Any]]:

@@ -39,6 +39,9 @@ class ListedStore(Frozen):
 
     Attributes:
         path: The store's root.
+        level: What its rows are; empty where ``STORE.json`` cannot be read.
+        policy: What is kept, such as ``dense`` or ``top_k k=64``.
+        codec: Of the kept entries, at token level.
         runs: Runs beside the store root whose lock names it.
         num_rows: Rows with logits, of those committed.
         num_shards: Shards of the plan; None where the plan cannot be read.
@@ -49,10 +52,12 @@ class ListedStore(Frozen):
     """
 
     path: str
+    level: str = ""
     teacher: str = ""
     corpus: str = ""
     part: str = ""
     policy: str = ""
+    codec: str = ""
     runs: tuple[str, ...] = ()
     num_rows: int = 0
     num_shards: int | None = None
@@ -168,10 +173,12 @@ def _list_store(source: StoreSource, runs: dict[str, list[str]]) -> ListedStore:
     try:
         identity = load_identity(source)
         found |= {
+            "level": identity.level,
             "teacher": identity.teacher,
             "corpus": identity.corpus,
             "part": identity.part,
             "policy": _policy_of(identity),
+            "codec": str(identity.generation.get("codec", "")),
             "plan_hash": identity.plan_hash,
             "generation_hash": identity.generation_hash,
             "produced_by": identity.produced_by,
@@ -204,8 +211,14 @@ def _list_store(source: StoreSource, runs: dict[str, list[str]]) -> ListedStore:
 
 
 def _policy_of(identity: StoreIdentity) -> str:
-    keep = identity.generation.get("keep", "dense")
-    return str(keep.get("kind", "?")) if isinstance(keep, dict) else str(keep)
+    """Returns the kind of a keep policy and what it is given, such as ``hybrid k=12 m=8``."""
+    name = "policy" if identity.level == "token" else "keep"
+    keep = identity.generation.get(name, "dense")
+    if not isinstance(keep, dict):
+        return str(keep)
+    # The seed of a policy that draws changes no property of what is kept.
+    options = [f"{key}={value}" for key, value in keep.items() if key not in ("kind", "seed")]
+    return " ".join([str(keep.get("kind", "?")), *options])
 
 
 def _find_runs(out: Path) -> dict[str, list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from cluster.figures import ABSENT
 from schemas.evaluation import Interval
 from schemas.language import Objective
@@ -30,6 +32,11 @@ def format_interval(interval: Interval | None) -> str:
 def format_nats(difference: float) -> str:
     """Formats a signed difference in nats: -0.0123 -> ``-0.012`` with a real minus; zero has a plus."""
     return f"{round(difference, 3) + 0.0:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_factor(difference: float) -> str:
+    """Formats a difference in nats as a ratio of perplexities: -0.105 -> 0.9 and a multiplication sign."""
+    return f"{math.exp(min(difference, 700.0)):.3g}\N{MULTIPLICATION SIGN}"
 
 
 def position_noun(objective: Objective) -> str:

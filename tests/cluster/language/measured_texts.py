@@ -62,9 +62,18 @@ def make_evaluation(
     difficulty_P = rng.normal(0, 0.8, text.num_positions)
 
     def scores(nats: float, size: int, spread: float = 0.1) -> PositionScores:
-        logits_P = difficulty_P * 2 + rng.normal(0, spread, len(difficulty_P)) - nats
+        logits_P = difficulty_P * 4 + rng.normal(0, spread, len(difficulty_P)) - nats
         probs_P = 1 / (1 + np.exp(-logits_P))
-        return make_scores(text, probs_P, num_parameters=size)
+        # The most probable token is the target, or another one that has some more.
+        is_top_P = probs_P > 0.3
+        others_P = probs_P + (1 - probs_P) * rng.beta(1, 5, len(probs_P))
+        return make_scores(
+            text,
+            probs_P,
+            top_logprob_P=np.log(np.where(is_top_P, probs_P, others_P)).astype(np.float32),
+            top_id_P=np.where(is_top_P, text.targets_P, (text.targets_P + 1) % SPEC.vocab).astype(np.int32),
+            num_parameters=size,
+        )
 
     outputs = [LanguageOutput(name, "teacher", scores(2.0, 134_515_008)) for name in teachers]
     skills = {"student": 2.9, "plain": 3.2, "top-k": 3.0}
