@@ -223,10 +223,11 @@ class _Trial:
             for one in self._candidates:
                 if one.policy == policy:
                     found[one] = self._encode(one, tally, result)
-        sizes = {one.candidate.codec: one for one in found.values()}
+        # Rows differ in their entries alone, whatever the codec.
+        other = next(iter(found.values()))
         for one in self._candidates:
             if one.policy.kind == "dense":
-                found[one] = self._finish_dense(one, sizes[one.codec])
+                found[one] = self._finish_dense(one, other)
         perplexity = math.exp(min(self._nats / len(order), 700.0))
         outcomes = tuple(found[one] for one in self._candidates)
         return TrialOutcome(outcomes, forward_s, perplexity, self._whole.bins.error())
@@ -270,12 +271,14 @@ class _Trial:
         )
 
     def _finish_dense(self, one: Candidate, other: CandidateOutcome) -> CandidateOutcome:
-        """Makes the outcome of the dense policy, whose rows differ from others' in their entries alone."""
+        """Makes the outcome of the dense policy; ``other`` is that of another one."""
         num, dense = other.sizes.num_positions, self._dense
         variation, divergence = dense.roundings[one.codec] / num
         return CandidateOutcome(
             candidate=one,
-            sizes=other.sizes.with_entries(dense.entry_bytes[one.codec]),
+            sizes=other.sizes.with_entries(
+                dense.entry_bytes[one.codec], self._sample.store_of(one.policy, one.codec)
+            ),
             mean_kept=float(self._sample.generation.vocab),
             missed_mass=0.0,
             quantisation=(float(variation), float(divergence)),

@@ -9,7 +9,6 @@ Invariants (tests/precompute/test_keep_trial.py):
 from __future__ import annotations
 
 import io
-import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -59,14 +58,15 @@ class RowBytes:
 
     entries: int
     row: float
-    batch: float
-    shard: float
+    batch: int
+    shard: int
     temperatures: int
     num_positions: int
 
-    def with_entries(self, entries: int) -> RowBytes:
-        """Returns the same for rows with other kept entries."""
-        return replace(self, entries=entries)
+    def with_entries(self, entries: int, generation: TokenGeneration) -> RowBytes:
+        """Returns the same rows with the kept entries of another store."""
+        batch, shard = _measure_frame(generation.shard_schema())
+        return replace(self, entries=entries, batch=batch, shard=shard)
 
     def project(self, size: CorpusSize) -> int:
         """Returns the bytes of the data files of a whole store."""
@@ -101,7 +101,7 @@ def encode_sample(
     generation: TokenGeneration,
     batch_rows: int,
 ) -> EncodedSample:
-    """Writes the sample as a shard file in memory and reads it back.
+    """Encodes the sample as the record batches of a shard and reads them back.
 
     Args:
         table: Keys of the R rows.
@@ -116,23 +116,17 @@ def encode_sample(
     batches = list(encode_chunks(table, chunks, result, schema, batch_rows))
     seconds = time.perf_counter() - began
     names = [field.name for field in layout.codec.fields(layout.entries)]
-    file = io.BytesIO()
-    offsets = write_batches(file, schema, batches)
-    regions = [stop - start for start, stop in itertools.pairwise(offsets)]
-    data = file.getbuffer()
-    bodies = [
-        pa.ipc.read_message(pa.py_buffer(data[start:stop])).body.size
-        for start, stop in itertools.pairwise(offsets)
-    ]
+    bodies = [pa.ipc.read_message(batch.serialize()).body.size for batch in batches]
     entries = sum(batch.column(name).nbytes for batch in batches for name in names)
     num_positions, num_grid = result.kept.entries.num_positions, len(layout.grid)
     stats = num_positions * _STAT_BYTES * (len(STATS) + num_grid)
     rest = sum(bodies) - entries - len(chunks.input_ids) * _TOKEN_BYTES - stats
+    batch_bytes, shard_bytes = _measure_frame(schema)
     sizes = RowBytes(
         entries=entries,
         row=rest / table.num_rows,
-        batch=(sum(regions) - sum(bodies)) / len(batches),
-        shard=len(data) - sum(regions),
+        batch=batch_bytes,
+        shard=shard_bytes,
         temperatures=num_grid,
         num_positions=num_positions,
     )
@@ -153,6 +147,15 @@ def encode_positions(kept: KeptPositions, generation: TokenGeneration) -> tuple[
     columns = codec.encode(kept.entries, rows, layout.entries)
     decoded = codec.decode(columns, rows, layout.entries, kept.stats.log_tail)
     return sum(column.nbytes for column in columns.values()), decoded
+
+
+def _measure_frame(schema: pa.Schema) -> tuple[int, int]:
+    """Returns the bytes of a record batch besides its columns, and of a file besides its record batches."""
+    empty = pa.record_batch([pa.array([], field.type) for field in schema], schema=schema)
+    file = io.BytesIO()
+    first, last = write_batches(file, schema, [empty])
+    body = pa.ipc.read_message(empty.serialize()).body.size
+    return last - first - body, file.tell() - (last - first)
 
 
 def _decode(batches: Sequence[pa.RecordBatch], layout: Any, kept: KeptPositions) -> KeptPositions:
