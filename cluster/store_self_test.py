@@ -6,8 +6,7 @@ says of each row, and not of its neighbour.
 Shapes: K sampled rows, N stored rows, C labels.
 
 Invariants (tests/cluster/test_store_self_test.py):
-    1. The sample depends on the seed and the store's rows alone, and covers the store evenly.
-    2. A store that is shifted by one row is told apart from one whose logits are wrong.
+    1. A store that is shifted by one row is told apart from one whose logits are wrong.
 """
 
 from __future__ import annotations
@@ -22,70 +21,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.run_context import available_cpus, available_device
+from cluster.self_test import TOLERANCES, Rows, SelfTest, sample_positions
 from cluster.store_match import match_store
 from distill.store_reader import LogitStore
 from precompute.forward import compute_logits
 from precompute.stores import StoreTarget
 from precompute.tasks import WorkerSpec
 from precompute.teacher import LoadedTeacher
+from schemas.any_recipe import AnyRecipe
 from schemas.errors import DataError, RecipeError, RefusedError
-from schemas.fields import Dtype, Frozen
+from schemas.language import LanguageRecipe
 from schemas.plan import Plan
-from schemas.recipe import Recipe
 from schemas.rows import hash_texts, open_rows, text_columns
 from schemas.storage.location import open_storage
 
 Logits = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
-
-# Relative to the largest logit. On one machine, batches of other rows gave the same bits (tiny BERTs and
-# MiniLM, all three dtypes); other kernels and devices add up in another order. In float32 each rounding is
-# 6e-8, so that this allows for a thousand of them; in half precision one is 5e-4 (float16) or 4e-3
-# (bfloat16), and ten are allowed. Neighbouring rows differed by 4 % at least, by a third as a rule.
-TOLERANCES: dict[Dtype, float] = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}
-
-
-class SelfTest(Frozen):
-    """What a self-test found.
-
-    Attributes:
-        device: Where the teacher ran.
-        largest_difference: Between a stored logit and the same one computed again.
-        worst_row: Example id of the row that has it.
-        tolerance: What a difference may be: absolute, from the relative tolerance and the largest logit.
-        num_differing: Sampled rows beyond the tolerance.
-        num_shifted_forward: Of those, rows whose logits are stored with the row after.
-        num_shifted_back: Rows whose logits are stored with the row before.
-    """
-
-    store: str
-    teacher: str
-    device: str
-    dtype: str
-    num_rows: int
-    largest_difference: float
-    worst_row: str
-    tolerance: float
-    num_differing: int
-    num_shifted_forward: int
-    num_shifted_back: int
-
-    def raise_if_failed(self) -> None:
-        """Says what is wrong.
-
-        Raises:
-            DataError: A row is beyond the tolerance.
-        """
-        if not self.num_differing:
-            return
-        shifts = (("after", self.num_shifted_forward), ("before", self.num_shifted_back))
-        told = [f"{count} of them are stored with the row {where}" for where, count in shifts if count]
-        shift = f"; {' and '.join(told)}: the store is shifted" if told else ""
-        raise DataError(
-            f"store {self.store}: {self.num_differing} of {self.num_rows} rows are not what teacher "
-            f"{self.teacher} gives; the largest difference is {self.largest_difference:.3g} (tolerance "
-            f"{self.tolerance:.3g}), at {self.worst_row}{shift}; delete the store and make it again"
-        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +54,7 @@ class Comparison:
 
 def compare_with_teacher(
     root: str | Path,
-    recipe: Recipe,
+    recipe: AnyRecipe,
     *,
     num_rows: int = 64,
     seed: int = 0,
@@ -126,6 +76,10 @@ def compare_with_teacher(
     """
     if num_rows < 1:
         raise RecipeError("--rows: at least 1 is wanted")
+    if isinstance(recipe, LanguageRecipe):
+        from cluster.language.store_self_test import compare_with_model
+
+        return compare_with_model(root, recipe, num_rows=num_rows, seed=seed, tolerance=tolerance)
     store = LogitStore.open(root)
     target = match_store(open_storage(root), recipe)
     stored = store.stored_rows()
@@ -154,17 +108,6 @@ def compare_with_teacher(
     )
 
 
-def sample_positions(num_stored: int, num_rows: int, seed: int) -> Rows:
-    """Draws one position of each of ``num_rows`` equal stretches of a store.
-
-    Returns:
-        Ascending, distinct positions among the stored rows, int64 ``[K]``, K = min(num_rows, num_stored).
-    """
-    num_rows = min(num_rows, num_stored)
-    bounds = np.arange(num_rows + 1, dtype=np.int64) * num_stored // num_rows
-    return np.random.default_rng(seed).integers(bounds[:-1], bounds[1:])
-
-
 def compare_rows(store: LogitStore, stored: Rows, sample: Rows, computed_KC: Logits) -> Comparison:
     """Compares computed logits with the stored ones of the same rows and of their neighbours.
 
@@ -190,7 +133,7 @@ def compare_rows(store: LogitStore, stored: Rows, sample: Rows, computed_KC: Log
 def _compute(target: StoreTarget, plan: Plan, rows: Rows, device: Literal["cpu", "cuda"]) -> Logits:
     """Runs the teacher over rows of the part, ascending."""
     if not isinstance(target.spec, WorkerSpec):
-        raise RefusedError(f"store {target.root}: is token-level; its rows cannot be computed again here yet")
+        raise RefusedError(f"store {target.root}: is not one of a classifier")
     path = target.request.part.rows_path
     chosen = open_rows(path).take(pa.array(rows))
     texts = [chosen.column(name).to_pylist() for name in text_columns(chosen)]

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from cluster.cli import run_command
+from cluster.self_test import SelfTest, sample_positions
 from cluster.store_check import diagnose_store
-from cluster.store_self_test import SelfTest, compare_with_teacher, sample_positions
+from cluster.store_self_test import compare_with_teacher
 from distill.store_reader import LogitStore
 from precompute.encode import encode_rows
 from precompute.store_writer import StoreWriter

@@ -13,6 +13,7 @@ from cluster.commands import precompute_recipe
 from cluster.recipe_file import load_recipe
 from cluster.run_context import RunOptions
 from schemas.any_recipe import AnyRecipe
+from schemas.language import Objective
 from tests.cluster.project_stores import use_here_pool
 from tests.end_to_end.language_project import LanguageProject
 
@@ -41,9 +42,11 @@ class LanguageStoresOnDisk:
         return Path(shutil.copytree(root, directory / "copies" / root.name))
 
 
-def make_language_stores(directory: Path, **recipe: Any) -> LanguageStoresOnDisk:
-    """Makes the stores of a new project."""
-    project = LanguageProject(directory)
+def make_language_stores(
+    directory: Path, objective: Objective = "causal", **recipe: Any
+) -> LanguageStoresOnDisk:
+    """Makes the stores of a new project; ``recipe`` changes its fields."""
+    project = LanguageProject(directory, objective)
     path = project.recipe(**recipe)
     with pytest.MonkeyPatch.context() as monkeypatch:
         use_here_pool(monkeypatch)
