@@ -202,13 +202,20 @@ def evaluate(
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Accuracy, macro-F1, ECE, agreement with each teacher, parameters and examples/s."""
-    from cluster.student_commands import evaluate_on_file, evaluate_on_recipe
+    """What a student scores, beside its teachers.
+
+    A classifier: accuracy, macro-F1, ECE, agreement, parameters, examples/s. A language model: perplexity,
+    accuracy of the most probable token, ECE, agreement, parameters.
+    """
+    from cluster.commands import evaluate_on_recipe
+    from cluster.student_commands import evaluate_on_file
     from cluster.table import print_evaluation
     from schemas.errors import RecipeError
+    from schemas.language_evaluation import AnyEvaluation
 
     if (recipe is None) == (data is None):
         raise RecipeError("evaluate wants either --recipe or --data")
+    evaluation: AnyEvaluation
     if recipe is not None:
         evaluation = evaluate_on_recipe(student, _load(recipe, overrides, out))
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.run_context import RunOptions, RunResult
 from schemas.any_recipe import AnyRecipe
 from schemas.language import LanguageRecipe
+from schemas.language_evaluation import AnyEvaluation
 from schemas.records import StoresLock
 
 if TYPE_CHECKING:
@@ -57,6 +58,17 @@ def plan_keeping(
     from cluster.language.keep_plan import plan_keeping as plan
 
     return plan(recipe, sample_tokens=sample_tokens, codecs=codecs)
+
+
+def evaluate_on_recipe(student: Path, recipe: AnyRecipe) -> AnyEvaluation:
+    """Evaluates a student on a recipe's evaluation corpora."""
+    if isinstance(recipe, LanguageRecipe):
+        from cluster.language.student_commands import evaluate_on_recipe as evaluate_language_model
+
+        return evaluate_language_model(student, recipe)
+    from cluster.student_commands import evaluate_on_recipe as evaluate_classifier
+
+    return evaluate_classifier(student, recipe)
 
 
 def _pipeline_of(recipe: AnyRecipe) -> Any:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from cluster.arms import StudentRun
+from cluster.language.student_task import refuse_language_model
 from cluster.recipe_file import load_recipe
 from cluster.run_context import available_cpus, available_device
 from cluster.run_directory import RunDirectory, read_lock
@@ -39,14 +40,20 @@ def evaluate_on_recipe(student: Path, recipe: Recipe) -> RunEvaluation:
 
     Raises:
         DataError: The directory holds no student.
-        RecipeError: The recipe names no evaluation corpus.
+        RecipeError: The recipe names no evaluation corpus, or the student is a language model.
     """
+    refuse_language_model(student, "evaluate it on a recipe of its own (task: language)")
     HeadLayout.load(student)
     return _score(student, recipe, _evaluation_corpora(recipe))
 
 
 def evaluate_on_file(student: Path, data: Path, columns: Sequence[str] | None, label: str) -> RunEvaluation:
-    """Evaluates a student on a labelled file."""
+    """Evaluates a student on a labelled file.
+
+    Raises:
+        RecipeError: The student is a language model, or the columns are not its own.
+    """
+    refuse_language_model(student, "--data is for labelled rows: give --recipe, with the text in a corpus")
     task = _task(student, columns)
     with tempfile.TemporaryDirectory() as scratch:
         corpus, parts = _read_file(task, data, label, Path(scratch))
@@ -69,7 +76,11 @@ def predict_file(
     Returns:
         For each row its number, label and probabilities and, where there is a question column, the
         rank of its passage within the question (1 is best; the score is the first label's probability).
+
+    Raises:
+        RecipeError: The student is a language model, or the columns are not its own.
     """
+    refuse_language_model(student, "predict labels rows: let transformers generate text with the directory")
     task = _task(student, columns)
     question = question or task.question
     if question is not None and question not in task.text:
@@ -104,7 +115,11 @@ def export_student(student: Path, output: Path, recipe: Recipe | None, data: Pat
         output: A new directory.
         recipe: Measures the cost on its first evaluation corpus.
         data: Or on this file, with the student's own columns and the labels in ``label``.
+
+    Raises:
+        RecipeError: The student is a language model.
     """
+    refuse_language_model(student, "there are no heads to fold: plain transformers opens it as it is")
     HeadLayout.load(student)
     with tempfile.TemporaryDirectory() as scratch:
         # The rows come first: a file that cannot be read must not leave a checkpoint behind.

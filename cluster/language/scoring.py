@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -32,7 +33,7 @@ from precompute.pretrained import check_length
 from precompute.tasks import LanguageWorkerSpec
 from precompute.truncate import Truncation
 from schemas.digest import hash_value, replace_file
-from schemas.errors import DataError
+from schemas.errors import DataError, TeacherError
 from schemas.language import LanguageTeacher
 from schemas.policy import TopKPolicy
 
@@ -75,18 +76,20 @@ class ModelSource:
         name: For people and paths: ``teachers/<name>``, ``<arm>/seed-17``.
         model: How it is loaded; its keep policy and stores do not matter.
         path, revision: What ``from_pretrained`` takes.
+        is_teacher: Errors call it by its name in the recipe, and a student by its directory.
     """
 
     name: str
     model: LanguageTeacher
     path: str
     revision: str | None = None
+    is_teacher: bool = False
 
     @classmethod
     def of_teacher(cls, teacher: LanguageTeacher, path: str, revision: str | None) -> ModelSource:
         """Returns a recipe's teacher whose model lies at ``path``; a GGUF file was converted to it."""
         loaded = teacher.model_copy(update={"gguf_file": None})
-        return cls(f"teachers/{teacher.name}", loaded, path, revision)
+        return cls(f"teachers/{teacher.name}", loaded, path, revision, is_teacher=True)
 
     @classmethod
     def of_directory(cls, name: str, directory: Path) -> ModelSource:
@@ -112,9 +115,9 @@ def read_scores(
         on_rows: Hears, after each batch, how many chunks it had.
 
     Raises:
-        TeacherError: The model cannot be loaded, or has too few positions.
+        TeacherError: A teacher cannot be loaded, or has too few positions.
         ResourceError: The device's memory does not hold it.
-        DataError: Kept scores cannot be read.
+        DataError: A student cannot be loaded, or kept scores cannot be read.
     """
     paths = [_place(source, text, directory, hash_cache) for text in texts]
     found = [_load(path, text) for path, text in zip(paths, texts, strict=True)]
@@ -122,8 +125,9 @@ def read_scores(
     scores = []
     for path, text, known in zip(paths, texts, found, strict=True):
         if known is None:
-            loaded = loaded or _load_model(source, text)
-            known = score_text(loaded, text, on_rows)
+            with _naming(source):
+                loaded = loaded or _load_model(source, text)
+                known = score_text(loaded, text, on_rows)
             _save(path, known)
         scores.append(known)
     return scores
@@ -142,6 +146,18 @@ def score_text(
         is_finite_P=kept.is_finite_N,
         num_parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
     )
+
+
+@contextmanager
+def _naming(source: ModelSource) -> Iterator[None]:
+    """Calls a student by its directory where it fails as a teacher would."""
+    try:
+        yield
+    except TeacherError as error:
+        if source.is_teacher:
+            raise
+        reason = error.message.removeprefix(f"teacher {error.teacher}: ")
+        raise DataError(f"{source.path}: {reason}") from error
 
 
 def _load_model(source: ModelSource, text: EvaluatedText) -> LoadedLanguageModel:

@@ -15,7 +15,7 @@ from cluster.language.planning import PlannedText
 from cluster.run_context import RunOf, RunOptions
 from cluster.run_directory import RunDirectory
 from cluster.steps import StepLog
-from cluster.teacher_step import TeacherModel
+from cluster.teacher_model import TeacherModel
 from precompute.interrupt import StopFlag
 from precompute.language_teacher import LoadedLanguageModel
 from schemas.errors import InterruptedRunError

@@ -190,10 +190,19 @@ def test_kept_scores_that_were_damaged_are_an_error_that_says_what_to_do(
         score(source, text, tmp_path)
 
 
-def test_a_model_with_too_few_positions_is_refused(root: Path, tmp_path: Path) -> None:
+def test_errors_call_a_teacher_by_its_name_and_a_student_by_its_directory(
+    root: Path, tmp_path: Path, text: EvaluatedText
+) -> None:
     long = open_text(root, root / "llama", max_length=65)
-    with pytest.raises(TeacherError, match="max_length is 65, the model has 64 positions"):
+    teacher = ModelSource.of_teacher(make_teacher(root / "llama", name="t"), str(root / "llama"), None)
+    with pytest.raises(TeacherError, match=r"^teacher t: max_length is 65, the model has 64 positions"):
+        score(teacher, long, tmp_path)
+    with pytest.raises(DataError, match=r"/llama: max_length is 65, the model has 64 positions"):
         score(ModelSource.of_directory("a/seed-1", root / "llama"), long, tmp_path)
+    broken = save_tiny_llama(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"{}")
+    with pytest.raises(DataError, match=r"^/.*/broken: cannot be loaded: "):
+        score(ModelSource.of_directory("a/seed-1", broken), text, tmp_path)
 
 
 def test_chunks_that_are_not_as_planned_are_refused(root: Path, tmp_path: Path) -> None:
