@@ -92,9 +92,12 @@ def diagnose_store(
     _refuse_other_format(source)
     check = _StoreCheck(source, deep, truth)
     diagnosis = check.run()
+    if corpora is not None and check.is_token_level:
+        update: dict[str, object] = {"corpus": "its tokens lie in the store, and were hashed again"}
+        return diagnosis.model_copy(update=update)
     if corpora is not None and check.plan is not None:
         path = find_part(check.plan, corpora)
-        update: dict[str, object] = {"corpus": "not found, so texts were not hashed again"}
+        update = {"corpus": "not found, so texts were not hashed again"}
         if path is not None:
             problems = (*diagnosis.problems, *examine_texts(check.plan, path))
             update = {"corpus": f"texts of {path} hashed again", "problems": problems}
@@ -112,6 +115,11 @@ class _StoreCheck:
         self._truth = truth
         self._problems: list[Problem] = []
         self._identity: StoreIdentity | None = None
+
+    @property
+    def is_token_level(self) -> bool:
+        """Whether ``STORE.json`` says that the store is a language model's."""
+        return self._identity is not None and self._identity.level == "token"
 
     def run(self) -> Diagnosis:
         source = self._source
@@ -265,8 +273,7 @@ class _StoreCheck:
 
     def _try_reader(self) -> None:
         """Opens the store as ``distill`` does: whatever that finds counts, too."""
-        is_token = self._identity is not None and self._identity.level == "token"
-        reader = TokenStore if is_token else LogitStore
+        reader = TokenStore if self.is_token_level else LogitStore
         try:
             reader.open(self._source.root)
         except DamagedStoreError as error:

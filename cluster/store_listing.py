@@ -1,4 +1,4 @@
-"""Looking at stores: listing those below a root, describing one. Their data files are not read.
+"""Looking at stores: listing those below a root, describing one. What their data files hold is not read.
 
 Invariants:
     1. Listing never fails because of one store: a damaged one is a row that says so
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cluster.token_figures import describe_tokens
 from precompute.encode import store_schema
 from schemas.errors import DamagedStoreError, DataError, RefusedError, TmkdError
 from schemas.recipe import Frozen
@@ -132,7 +133,7 @@ def print_stores(stores: Sequence[ListedStore], console: Console | None = None) 
 
 
 def inspect_store(root: str | Path, num_ids: int = 0) -> dict[str, Any]:
-    """Describes one store from its records alone; no data file is read.
+    """Describes one store from its records; of data files at most the lengths of columns are read.
 
     Args:
         root: The store's root.
@@ -163,6 +164,8 @@ def inspect_store(root: str | Path, num_ids: int = 0) -> dict[str, Any]:
         "part_fingerprint": plan.fingerprint,
         "columns": {field.name: str(field.type) for field in schema},
     }
+    if identity.level == "token":
+        described |= {"policy": _policy_of(identity), **describe_tokens(source, identity)}
     if num_ids:
         described["first_ids"] = plan.rows.column("example_id").slice(0, num_ids).to_pylist()
     return described
