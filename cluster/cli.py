@@ -78,7 +78,6 @@ def run(
     from cluster.commands import run_recipe
     from cluster.run_context import RunOptions
     from cluster.table import print_evaluation
-    from schemas.evaluation import RunEvaluation
 
     options = RunOptions(address=address, new_store=new_store, num_procs=num_procs)
     result = run_recipe(_load(recipe, overrides, out), options)
@@ -93,7 +92,7 @@ def run(
             }
         )
         return
-    if isinstance(result.evaluation, RunEvaluation):
+    if result.evaluation is not None:
         print_evaluation(result.evaluation)
     say(f"student: {result.student}")
     say(f"report:  {result.report}")
