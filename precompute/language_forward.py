@@ -246,13 +246,15 @@ def _keep_batch(
         torch.from_numpy(batch.rows_P).to(device), torch.from_numpy(batch.columns_P).to(device)
     ]
     kept: list[KeptPositions] = []
+    pending: Iterable[KeptPositions] = ()
     step = teacher.spec.teacher.chunk_positions
     for start in range(0, len(batch.rows_P), step):
-        # No name for the logits, which would keep them while the next ones are made.
-        kept += _keep_logits(
-            teacher.predict(output, hidden_PD[start : start + step]), batch, start, reduction
-        )
-    return kept
+        logits_NW = teacher.predict(output, hidden_PD[start : start + step])
+        # What threads do with some logits goes on while the next ones are made, and no longer.
+        kept += pending
+        pending = _keep_logits(logits_NW, batch, start, reduction)
+        del logits_NW
+    return [*kept, *pending]
 
 
 def _keep_logits(

@@ -3,9 +3,9 @@
 Shapes: N positions of the chunk, V true vocabulary, K entries of each, J of them at most, S of all
 positions, G temperatures.
 
-Passes over ``[N, V]`` are what costs on a CPU, and exponentials most of all: they are made once, by torch's
-``softmax``, and log-sums are read off its result, ``log sum exp(z - max z) = -log max p``. Buffers are made
-once for each chunk: fresh pages for every function would cost more than the arithmetic.
+Passes over ``[N, V]`` are what costs on a CPU, and exponentials most of all: they are made once, as powers
+of 2, which take torch a third of the time of its ``exp`` and, with a sum, less than ``softmax``. Buffers
+serve many calls: fresh pages for each would cost more than the arithmetic.
 
 Invariants (tests/precompute/test_log_softmax.py):
     1. ``log_probs + lse`` are the logits and ``temper_lse`` is the log-sum-exp of logits / T, up to float32
@@ -18,6 +18,8 @@ Invariants (tests/precompute/test_log_softmax.py):
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,8 +28,11 @@ from torch import Tensor
 
 # Ids whose largest value or whose sum stands for them in a first search.
 _BLOCK = 64
-# Below it, a sum of float32 probabilities lacks those that are too small to be normal numbers.
+# Below it, a sum of float32 powers lacks those that are too small to be normal numbers.
 _SAFE_MASS = 1e-20
+_LOG2_E = math.log2(math.e)
+# Of float32 logits that go through all passes together on a CPU; two buffers more are in use.
+_CACHED_BYTES = 2**20
 
 
 class Buffers:
@@ -39,12 +44,13 @@ class Buffers:
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
 
-    def take(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
+    def take(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Returns float32 numbers of any value."""
+        size = math.prod(shape)
         held = self._held.get(name)
-        if held is None or held.numel() < shape.numel() or held.device != device:
-            held = self._held[name] = torch.empty(shape.numel(), device=device)
-        return held[: shape.numel()].view(shape)
+        if held is None or held.numel() < size or held.device != device:
+            held = self._held[name] = torch.empty(size, device=device)
+        return held[:size].view(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,38 +59,37 @@ class Softmax:
 
     Attributes:
         shifted_NV: Logits less the largest of their position, float32; not to be written to.
-        probs_NV: Their softmax, float32. Whoever takes probabilities out writes 0 there.
+        powers_NV: ``exp(shifted_NV)``, float32. Whoever takes probabilities out writes 0 there.
+        tops_NA: Largest logit of each whole block of ids.
         log_sum_N: Log of the sum of ``exp(shifted_NV)``, so that ``log p = shifted - log_sum``.
         lse_N: Log-sum-exp of the logits.
+        entropy_N: ``-sum_v p_v log p_v`` in nats.
+        lse_grid_NG: Log-sum-exp of logits / T for each T of the grid.
         is_finite_N: False for a position that is NaN, +inf or all -inf: it has the uniform distribution.
-        scratch_NV: float32, may be written over.
     """
 
     shifted_NV: Tensor
-    probs_NV: Tensor
+    powers_NV: Tensor
+    tops_NA: Tensor
     log_sum_N: Tensor
     lse_N: Tensor
+    entropy_N: Tensor
+    lse_grid_NG: Tensor
     is_finite_N: Tensor
-    scratch_NV: Tensor
 
     @classmethod
-    def of(cls, logits_NV: Tensor, buffers: Buffers) -> Softmax:
-        """Returns the softmax of logits of any floating dtype, in the memory of ``buffers``."""
-        top_N = logits_NV.amax(dim=1).float()
-        shifted_NV, probs_NV, scratch_NV = (
-            buffers.take(name, logits_NV.shape, logits_NV.device) for name in ("shifted", "probs", "scratch")
-        )
-        torch.sub(logits_NV, top_N[:, None], out=shifted_NV)
-        torch.softmax(shifted_NV, dim=1, out=probs_NV)
-        peak_N = probs_NV.amax(dim=1)
-        is_finite_N = top_N.isfinite() & peak_N.isfinite()
-        if not bool(is_finite_N.all()):
-            shifted_NV[~is_finite_N] = 0
-            probs_NV[~is_finite_N] = 1 / logits_NV.shape[1]
-            peak_N = probs_NV.amax(dim=1)
-            top_N = top_N.masked_fill(~is_finite_N, 0)
-        log_sum_N = (-peak_N.log()).clamp_(min=0)
-        return cls(shifted_NV, probs_NV, log_sum_N, top_N + log_sum_N, is_finite_N, scratch_NV)
+    def of(cls, logits_NV: Tensor, grid: Sequence[float], buffers: Buffers) -> Softmax:
+        """Goes through logits once, some rows at a time.
+
+        Args:
+            logits_NV: Of any floating dtype.
+            grid: Temperatures above 0.
+            buffers: Hold ``shifted_NV`` and ``powers_NV``.
+        """
+        passes = _Passes(logits_NV, grid, buffers)
+        for rows in _cut_rows(logits_NV):
+            passes.go(rows)
+        return passes.finish()
 
     def log_probs(self) -> Tensor:
         """Returns log p of all ids, float32[N, V]."""
@@ -94,32 +99,18 @@ class Softmax:
         """Returns log p of some ids, float32[N, J]."""
         return self.shifted_NV.gather(1, ids_NJ) - self.log_sum_N[:, None]
 
-    def entropy(self) -> Tensor:
-        """Returns ``-sum_v p_v log p_v`` in nats, ``[N]``."""
-        terms_NV = torch.mul(self.probs_NV, self.shifted_NV, out=self.scratch_NV)
-        mean_N = terms_NV.sum(dim=1)
-        if not bool(mean_N.isfinite().all()):
-            # 0 log 0 is 0.
-            mean_N = terms_NV.nan_to_num_(nan=0.0).sum(dim=1)
-        return self.log_sum_N - mean_N
+    def top_ids(self, k: int) -> Tensor:
+        """Returns the ids of the k most probable, see ``top_ids``."""
+        return top_ids(self.shifted_NV, k, self.tops_NA)
 
-    def temper_lse(self, grid: Sequence[float]) -> Tensor:
-        """Returns the log-sum-exp of logits / T for each T above 0 of a grid, ``[N, G]``."""
-        if not grid:
-            return self.lse_N.new_empty(len(self.lse_N), 0)
-        top_N = self.lse_N - self.log_sum_N
-        columns = [top_N / temperature + self.power(1 / temperature)[1] for temperature in grid]
-        return torch.stack(columns, dim=1)
+    def rank_ids(self, k: int) -> Tensor:
+        """Returns the ids of the k most probable, see ``rank_ids``."""
+        return rank_ids(self.shifted_NV, k, self.tops_NA)
 
-    def power(self, exponent: float) -> tuple[Tensor, Tensor]:
-        """Returns ``exp(exponent shifted)`` over its sum, in ``scratch_NV``, and the log of that sum.
-
-        Args:
-            exponent: Above 0.
-        """
-        powers_NV = torch.mul(self.shifted_NV, exponent, out=self.scratch_NV)
-        torch.softmax(powers_NV, dim=1, out=powers_NV)
-        return powers_NV, -powers_NV.amax(dim=1).log()
+    def raise_to(self, exponent: float) -> tuple[Tensor, Tensor]:
+        """Returns ``exp(exponent shifted)`` and the log of its sums, ``[N]``; ``exponent`` is above 0."""
+        powers_NV = torch.empty_like(self.shifted_NV)
+        return powers_NV, _exponentiate(self.shifted_NV, exponent, powers_NV).sum(dim=1).log()
 
     def take_out(self, rows_S: Tensor, ids_S: Tensor) -> Tensor:
         """Sets the probabilities of some entries to 0.
@@ -131,9 +122,9 @@ class Softmax:
         Returns:
             The log of the mass that is left, ``[N]``; -inf where there is none.
         """
-        self.probs_NV[rows_S, ids_S] = 0
-        rest_N = self.probs_NV.sum(dim=1)
-        log_rest_N = rest_N.log()
+        self.powers_NV[rows_S, ids_S] = 0
+        rest_N = self.powers_NV.sum(dim=1)
+        log_rest_N = rest_N.log() - self.log_sum_N
         small_M = (rest_N < _SAFE_MASS).nonzero()[:, 0]
         if len(small_M):
             shifted_MV = self.shifted_NV[small_M]
@@ -145,15 +136,107 @@ class Softmax:
         return log_rest_N.clamp_(max=0)
 
 
-def top_ids(values_NV: Tensor, k: int) -> Tensor:
+class _Passes:
+    """What is computed of rows while they are in a cache."""
+
+    def __init__(self, logits_NV: Tensor, grid: Sequence[float], buffers: Buffers) -> None:
+        (num, vocab), device = logits_NV.shape, logits_NV.device
+        self._logits_NV = logits_NV
+        self._grid = tuple(grid)
+        self._shifted_NV = buffers.take("shifted", (num, vocab), device)
+        self._powers_NV = buffers.take("powers", (num, vocab), device)
+        self._buffers = buffers
+        self._tops_NA = logits_NV.new_empty(num, vocab // _BLOCK)
+        self._top_N, self._sum_N, self._product_N = torch.empty(3, num, device=device)
+        self._sums_GN = torch.empty(len(self._grid), num, device=device)
+
+    def go(self, rows: slice) -> None:
+        """Adds some rows."""
+        logits_MV, shifted_MV, powers_MV = (
+            one[rows] for one in (self._logits_NV, self._shifted_NV, self._powers_NV)
+        )
+        top_M, tops_MA = self._top_N[rows], self._tops_NA[rows]
+        inner = tops_MA.shape[1] * _BLOCK
+        if inner:
+            torch.amax(_in_blocks(logits_MV), dim=2, out=tops_MA)
+        # What is left over of the vocabulary is no whole block.
+        parts = [part.amax(dim=1) for part in (tops_MA, logits_MV[:, inner:]) if part.shape[1]]
+        top_M.copy_(parts[0] if len(parts) == 1 else torch.maximum(*parts))
+        torch.sub(logits_MV, top_M[:, None], out=shifted_MV)
+        torch.sum(_exponentiate(shifted_MV, 1, powers_MV), dim=1, out=self._sum_N[rows])
+        scratch_MV = self._buffers.take("scratch", tuple(shifted_MV.shape), shifted_MV.device)
+        torch.mul(powers_MV, shifted_MV, out=scratch_MV)
+        torch.sum(scratch_MV, dim=1, out=self._product_N[rows])
+        for sum_N, temperature in zip(self._sums_GN, self._grid, strict=True):
+            torch.sum(_exponentiate(shifted_MV, 1 / temperature, scratch_MV), dim=1, out=sum_N[rows])
+
+    def finish(self) -> Softmax:
+        """Puts the numbers of all rows together."""
+        top_N, sum_N = self._top_N, self._sum_N
+        is_finite_N = top_N.isfinite() & sum_N.isfinite()
+        if not bool(is_finite_N.all()):
+            wrong_N, vocab = ~is_finite_N, self._logits_NV.shape[1]
+            for values, value in (
+                (self._shifted_NV, 0),
+                (self._powers_NV, 1),
+                (self._tops_NA, 0),
+                (top_N, 0),
+                (sum_N, vocab),
+                (self._product_N, 0),
+                (self._sums_GN.T, vocab),
+            ):
+                values[wrong_N] = value
+        if not bool(self._product_N.isfinite().all()):
+            # 0 log 0 is 0.
+            products_NV = torch.mul(self._powers_NV, self._shifted_NV).nan_to_num_(nan=0.0)
+            self._product_N = products_NV.sum(dim=1)
+        log_sum_N = sum_N.log()
+        temperatures_G1 = top_N.new_tensor(self._grid)[:, None]
+        return Softmax(
+            shifted_NV=self._shifted_NV,
+            powers_NV=self._powers_NV,
+            tops_NA=self._tops_NA,
+            log_sum_N=log_sum_N,
+            lse_N=top_N + log_sum_N,
+            entropy_N=log_sum_N - self._product_N / sum_N,
+            lse_grid_NG=(top_N / temperatures_G1 + self._sums_GN.log()).T.contiguous(),
+            is_finite_N=is_finite_N,
+        )
+
+
+def _cut_rows(values_NV: Tensor) -> list[slice]:
+    """Cuts rows into groups that a CPU's cache holds; no group is of one row.
+
+    Torch splits the sums of a single row between threads, and so rounds them in another way.
+    """
+    num = len(values_NV)
+    size = num if values_NV.device.type != "cpu" else max(2, _CACHED_BYTES // (4 * values_NV.shape[1]))
+    starts = [0, *(start for start in range(size, num, size) if num - start > 1)]
+    return [slice(*pair) for pair in itertools.pairwise([*starts, num])]
+
+
+def _exponentiate(shifted_NV: Tensor, exponent: float, powers_NV: Tensor) -> Tensor:
+    """Writes ``exp(exponent shifted)``, whose sums are 1 at least, and returns it."""
+    torch.mul(shifted_NV, exponent * _LOG2_E, out=powers_NV)
+    return torch.exp2(powers_NV, out=powers_NV)
+
+
+def _in_blocks(values_NV: Tensor) -> Tensor:
+    """Returns the whole blocks of ids, ``[N, A, B]``, as a view."""
+    num_blocks = values_NV.shape[1] // _BLOCK
+    return values_NV[:, : num_blocks * _BLOCK].unflatten(1, (num_blocks, _BLOCK))
+
+
+def top_ids(values_NV: Tensor, k: int, tops_NA: Tensor | None = None) -> Tensor:
     """Returns the ids of the k largest values of each row, ascending, int64[N, k]; ties go to lower ids.
 
     Args:
         values_NV: No NaN.
         k: 1 to V.
+        tops_NA: The largest value of each whole block of ids, or what orders blocks like that.
     """
     vocab = values_NV.shape[1]
-    found_NJ, found_ids_NJ = _find_largest(values_NV, min(k + 1, vocab))
+    found_NJ, found_ids_NJ = _find_largest(values_NV, min(k + 1, vocab), tops_NA)
     ids_NK, values_NK = found_ids_NJ[:, :k], found_NJ[:, :k]
     # Which of several equal values topk returns is up to it: where one was left out, the lowest ids go in.
     if k < vocab and bool((values_NK[:, -1] == found_NJ[:, k]).any()):
@@ -166,14 +249,14 @@ def top_ids(values_NV: Tensor, k: int) -> Tensor:
     return ids_NK.sort(dim=1).values
 
 
-def rank_ids(values_NV: Tensor, k: int) -> Tensor:
-    """Returns the ids of the k largest values of each row, largest first, int64[N, k]; ties to lower ids."""
-    ids_NK = top_ids(values_NV, k)
+def rank_ids(values_NV: Tensor, k: int, tops_NA: Tensor | None = None) -> Tensor:
+    """Returns the ids of the k largest values of each row, largest first, int64[N, k]; see ``top_ids``."""
+    ids_NK = top_ids(values_NV, k, tops_NA)
     order_NK = values_NV.gather(1, ids_NK).sort(dim=1, descending=True, stable=True).indices
     return ids_NK.gather(1, order_NK)
 
 
-def _find_largest(values_NV: Tensor, num: int) -> tuple[Tensor, Tensor]:
+def _find_largest(values_NV: Tensor, num: int, tops_NA: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns the ``num`` largest values of each row, largest first, and their ids.
 
     They all lie in the ``num`` blocks with the largest maxima, or are equal to some that do: a value above
@@ -181,14 +264,15 @@ def _find_largest(values_NV: Tensor, num: int) -> tuple[Tensor, Tensor]:
     On a CPU that takes half the time of ``topk`` over all ids.
     """
     vocab = values_NV.shape[1]
-    num_blocks = vocab // _BLOCK
     if 2 * num * _BLOCK > vocab:
         found = values_NV.topk(num, dim=1)
         return found.values, found.indices
-    inner = num_blocks * _BLOCK
-    blocks_NAB = values_NV[:, :inner].unflatten(1, (num_blocks, _BLOCK))
-    best_NJ = blocks_NAB.amax(dim=2).topk(num, dim=1, sorted=False).indices
+    blocks_NAB = _in_blocks(values_NV)
+    if tops_NA is None:
+        tops_NA = blocks_NAB.amax(dim=2)
+    best_NJ = tops_NA.topk(num, dim=1, sorted=False).indices
     rows_N1 = torch.arange(len(values_NV), device=values_NV.device)[:, None]
+    inner = tops_NA.shape[1] * _BLOCK
     # What is left over of the vocabulary goes behind the chosen blocks.
     candidates_NC = torch.cat([blocks_NAB[rows_N1, best_NJ].flatten(1), values_NV[:, inner:]], dim=1)
     found = candidates_NC.topk(num, dim=1)
@@ -212,8 +296,8 @@ class Intervals:
             mass_NV: float32, 0 or more; must not change before ``locate``.
         """
         self._mass_NV = mass_NV
-        self._inner = inner = mass_NV.shape[1] // _BLOCK * _BLOCK
-        self._blocks_NAB = mass_NV[:, :inner].unflatten(1, (inner // _BLOCK, _BLOCK))
+        self._blocks_NAB = _in_blocks(mass_NV)
+        self._inner = inner = self._blocks_NAB.shape[1] * _BLOCK
         # What is left over of the vocabulary is a block of its own.
         self._behind_NB = mass_NV[:, inner:]
         sums_NA = torch.cat([self._blocks_NAB.sum(dim=2), self._behind_NB.sum(dim=1, keepdim=True)], dim=1)

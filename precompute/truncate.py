@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from precompute.draws import Keys, draw_uniforms
-from precompute.log_softmax import Buffers, Intervals, Softmax, rank_ids, top_ids
+from precompute.log_softmax import Buffers, Intervals, Softmax
 from schemas.errors import DataError
 from schemas.kept_entries import Draws, KeptEntries, PositionStats, offsets_of
 from schemas.policy import (
@@ -148,16 +148,15 @@ def keep_entries(
         # Torch splits the sums of a single row between threads, and so rounds them in another way.
         logits_NV, targets_N = logits_NV.repeat(2, 1), targets_N.repeat(2)
         keys_N = None if keys_N is None else keys_N.repeat(2)
-    softmax = Softmax.of(logits_NV, buffers or Buffers())
-    entropy_N, lse_grid_NG = softmax.entropy(), softmax.temper_lse(truncation.grid)
+    softmax = Softmax.of(logits_NV, truncation.grid, buffers or Buffers())
     chunk = PositionChunk(softmax, keys_N)
     selection = POLICIES[policy.kind](chunk, policy)
     stats = PositionStats(
         log_tail=_to_numpy(_log_tail(chunk, selection)[:num]),
         lse=_to_numpy(softmax.lse_N[:num]),
-        entropy=_to_numpy(entropy_N[:num]),
+        entropy=_to_numpy(softmax.entropy_N[:num]),
         target_logprob=_to_numpy(softmax.log_probs_of(targets_N[:, None])[:num, 0]),
-        lse_grid=_to_numpy(lse_grid_NG[:num]),
+        lse_grid=_to_numpy(softmax.lse_grid_NG[:num]),
     )
     return KeptPositions(_to_entries(selection, policy, num), stats, softmax.is_finite_N[:num].cpu().numpy())
 
@@ -177,13 +176,13 @@ def keep_dense(chunk: PositionChunk, _policy: DensePolicy) -> Selection:
 
 def keep_top_k(chunk: PositionChunk, policy: TopKPolicy) -> Selection:
     """Keeps the k largest entries."""
-    ids_NK = top_ids(chunk.softmax.shifted_NV, policy.k)
+    ids_NK = chunk.softmax.top_ids(policy.k)
     return _select(chunk, ids_NK, torch.ones_like(ids_NK, dtype=torch.bool))
 
 
 def keep_top_p(chunk: PositionChunk, policy: TopPPolicy) -> Selection:
     """Keeps the fewest entries, largest first, with a mass of at least p; k_min to k_max of them."""
-    ids_NJ = rank_ids(chunk.softmax.shifted_NV, policy.k_max)
+    ids_NJ = chunk.softmax.rank_ids(policy.k_max)
     probs_NJ = chunk.softmax.log_probs_of(ids_NJ).double().exp()
     # An entry is needed if those before it have less than p, by more than float32 logits can tell.
     before_NJ = probs_NJ.cumsum(dim=1) - probs_NJ
@@ -200,9 +199,9 @@ def keep_sampled(chunk: PositionChunk, policy: SampledPolicy) -> Selection:
     Source: Anshumann et al., ACL 2025, arXiv:2503.16870.
     """
     softmax = chunk.softmax
-    mass_NV, log_norm_N = softmax.probs_NV, torch.zeros_like(softmax.lse_N)
+    mass_NV, log_norm_N = softmax.powers_NV, torch.zeros_like(softmax.lse_N)
     if policy.tau != 1:
-        mass_NV, log_norm_N = softmax.power(policy.tau)
+        mass_NV, log_norm_N = softmax.raise_to(policy.tau)
         log_norm_N = log_norm_N - policy.tau * softmax.log_sum_N
     line = Intervals(mass_NV)
     uniforms_ND = _uniforms(chunk, policy.num_samples)
@@ -228,34 +227,36 @@ def keep_hybrid(chunk: PositionChunk, policy: HybridPolicy) -> Selection:
     """
     softmax = chunk.softmax
     num_kept = policy.k + policy.m
-    ranked_NJ = rank_ids(softmax.shifted_NV, num_kept)
+    ranked_NJ = softmax.rank_ids(num_kept)
     rows_NJ = _rows(chunk)[:, None].expand_as(ranked_NJ)
-    mass_NJ = softmax.probs_NV.gather(1, ranked_NJ)
+    mass_NJ = softmax.powers_NV.gather(1, ranked_NJ)
     log_rest_N = softmax.take_out(rows_NJ.reshape(-1), ranked_NJ.reshape(-1))
     num_head_N = policy.k + _count_certain(softmax.log_probs_of(ranked_NJ[:, policy.k :]), log_rest_N)
     ranks_J = torch.arange(num_kept, device=ranked_NJ.device)
     is_head_NJ = ranks_J[None, :] < num_head_N[:, None]
     # Those that are not certain come back.
-    softmax.probs_NV.scatter_(1, ranked_NJ, mass_NJ.masked_fill_(is_head_NJ, 0))
-    line = Intervals(softmax.probs_NV)
+    softmax.powers_NV.scatter_(1, ranked_NJ, mass_NJ.masked_fill_(is_head_NJ, 0))
+    line = Intervals(softmax.powers_NV)
     tail_N1 = line.total_N1
-    tau_N1 = tail_N1 / (num_kept - num_head_N)[:, None]
-    points_NJ = (ranks_J[None, :] - num_head_N[:, None] + _uniforms(chunk, 1)) * tau_N1
+    num_tail_N1 = (num_kept - num_head_N)[:, None]
+    places_NJ = ranks_J[None, :] - num_head_N[:, None] + _uniforms(chunk, 1)
+    points_NJ = places_NJ * (tail_N1 / num_tail_N1)
     drawn_NJ = line.locate(points_NJ.clamp(min=0))
     # Where nothing is left to draw from, the next ids stand for a tail without mass.
     drawn_NJ = torch.where(tail_N1 > 0, drawn_NJ, ranked_NJ)
     ids_NJ = torch.where(is_head_NJ, ranked_NJ, drawn_NJ)
-    vocab = softmax.probs_NV.shape[1]
+    vocab = softmax.powers_NV.shape[1]
     ids_NJ = (ids_NJ + vocab * ~is_head_NJ).sort(dim=1).values % vocab
-    log_tau_N1 = tau_N1.log().float()
-    values_NJ = torch.where(is_head_NJ, softmax.log_probs_of(ids_NJ), log_tau_N1)
+    log_tail_N1 = tail_N1.log() - softmax.log_sum_N[:, None]
+    log_tau_N1 = log_tail_N1 - num_tail_N1.log()
+    values_NJ = torch.where(is_head_NJ, softmax.log_probs_of(ids_NJ), log_tau_N1.float())
     return Selection(
         counts_N=torch.full_like(num_head_N, num_kept),
         ids_S=ids_NJ.reshape(-1),
         log_probs_S=values_NJ.reshape(-1),
-        log_tail_N=tail_N1[:, 0].log().float(),
+        log_tail_N=log_tail_N1[:, 0].float(),
         num_head_N=num_head_N,
-        tau_N=tau_N1[:, 0].float(),
+        tau_N=log_tau_N1[:, 0].exp().float(),
     )
 
 

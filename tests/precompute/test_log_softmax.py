@@ -16,36 +16,37 @@ def logits(num: int = 6, vocab: int = 500, seed: int = 0, scale: float = 4) -> t
 def test_every_number_is_the_float64_one(scale: float, offset: float) -> None:
     logits_NV = logits(scale=scale) + offset
     exact = logits_NV.double()
-    softmax = Softmax.of(logits_NV, Buffers())
+    grid = (0.5, 2.0, 7.0)
+    softmax = Softmax.of(logits_NV, grid, Buffers())
     assert softmax.is_finite_N.all()
     torch.testing.assert_close(softmax.lse_N.double(), exact.logsumexp(1), rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(softmax.log_probs().double(), exact.log_softmax(1), rtol=1e-6, atol=2e-5)
     ids = torch.tensor([[3, 499]] * 6)
     assert torch.equal(softmax.log_probs_of(ids), softmax.log_probs().gather(1, ids))
-    torch.testing.assert_close(softmax.probs_NV.double(), exact.softmax(1), rtol=1e-5, atol=1e-30)
+    probs = softmax.powers_NV.double() / softmax.log_sum_N.double().exp()[:, None]
+    torch.testing.assert_close(probs, exact.softmax(1), rtol=2e-5, atol=1e-30)
     expected = torch.special.entr(exact.softmax(1)).sum(1)
-    torch.testing.assert_close(softmax.entropy().double(), expected, rtol=1e-5, atol=1e-6)
-    grid = (0.5, 2.0, 7.0)
+    torch.testing.assert_close(softmax.entropy_N.double(), expected, rtol=1e-5, atol=1e-6)
     wanted = torch.stack([(exact / one).logsumexp(1) for one in grid], dim=1)
-    torch.testing.assert_close(softmax.temper_lse(grid).double(), wanted, rtol=1e-6, atol=2e-5)
-    assert softmax.temper_lse(()).shape == (6, 0)
+    torch.testing.assert_close(softmax.lse_grid_NG.double(), wanted, rtol=1e-6, atol=2e-5)
+    assert Softmax.of(logits_NV, (), Buffers()).lse_grid_NG.shape == (6, 0)
 
 
 def test_impossible_tokens_count_for_nothing() -> None:
-    softmax = Softmax.of(torch.tensor([[0.0, -torch.inf, 0.0]]), Buffers())
+    softmax = Softmax.of(torch.tensor([[0.0, -torch.inf, 0.0]]), (2.0,), Buffers())
     assert softmax.is_finite_N.item()
     expected = torch.tensor([0.6931472])
     torch.testing.assert_close(softmax.lse_N, expected)
-    torch.testing.assert_close(softmax.entropy(), expected)
-    torch.testing.assert_close(softmax.temper_lse((2.0,))[:, 0], expected)
+    torch.testing.assert_close(softmax.entropy_N, expected)
+    torch.testing.assert_close(softmax.lse_grid_NG[:, 0], expected)
 
 
 def test_rows_without_a_distribution_are_flagged_and_uniform() -> None:
     rows = torch.tensor([[0.0, torch.nan], [torch.inf, 0.0], [-torch.inf, -torch.inf], [1.0, 1.0]])
-    softmax = Softmax.of(rows, Buffers())
+    softmax = Softmax.of(rows, (), Buffers())
     assert softmax.is_finite_N.tolist() == [False, False, False, True]
     torch.testing.assert_close(softmax.log_probs().exp(), torch.full((4, 2), 0.5))
-    torch.testing.assert_close(softmax.probs_NV, torch.full((4, 2), 0.5))
+    assert softmax.powers_NV.tolist() == [[1.0, 1.0]] * 4
     assert softmax.lse_N.isfinite().all()
 
 
@@ -53,10 +54,10 @@ def test_rows_without_a_distribution_are_flagged_and_uniform() -> None:
 def test_the_rest_is_summed_and_not_subtracted(far: float) -> None:
     # 1 - p is 0 in float32 here, but the rest has a mass of e^-far + e^-(far + 1), however small that is.
     rows = torch.tensor([[0.0, -far, -far - 1], [-1.0, -1.0, -1.0]])
-    rest = Softmax.of(rows, Buffers()).take_out(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    rest = Softmax.of(rows, (), Buffers()).take_out(torch.tensor([0, 1]), torch.tensor([0, 1]))
     expected = [-far + np.log1p(np.exp(-1)), np.log(2 / 3)]
     torch.testing.assert_close(rest, torch.tensor(expected, dtype=torch.float32))
-    everything = Softmax.of(rows, Buffers()).take_out(torch.tensor([0, 0, 0]), torch.tensor([0, 1, 2]))
+    everything = Softmax.of(rows, (), Buffers()).take_out(torch.tensor([0, 0, 0]), torch.tensor([0, 1, 2]))
     assert everything.tolist() == [-np.inf, 0.0]
 
 
