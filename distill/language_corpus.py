@@ -189,7 +189,8 @@ def _open_store(teacher: TokenTeacher, root: str, source: PartSource, job: Langu
     store = TokenStore.open(root)
     if store.identity.plan_hash != source.plan_hash:
         raise RefusedError(
-            f"store {store.root} of teacher {teacher.name} belongs to another plan than {source.rows}",
+            f"store {store.root} of teacher {teacher.name} belongs to another plan than {source.rows}; run "
+            "`tmkd precompute` with this recipe again",
             differing=(f"plan: {store.identity.plan_hash[:16]} -> {source.plan_hash[:16]}",),
         )
     made = store.generation
@@ -202,7 +203,7 @@ def _open_store(teacher: TokenTeacher, root: str, source: PartSource, job: Langu
     if made.vocab != job.vocab or made.chunks.objective != job.objective:
         raise RefusedError(
             f"store {store.root} of teacher {teacher.name} is {made.chunks.objective} over {made.vocab} "
-            f"tokens, the student is {job.objective} over {job.vocab}",
+            f"tokens, the student is {job.objective} over {job.vocab}; they must share both",
             differing=(
                 f"vocab: {made.vocab} -> {job.vocab}",
                 f"objective: {made.chunks.objective} -> {job.objective}",
@@ -215,7 +216,8 @@ def _check_alike(teacher: TokenTeacher, stores: list[TokenStore]) -> None:
     kinds = {(store.layout.entries.policy.kind, store.layout.grid) for store in stores}
     if len(kinds) > 1:
         raise DataError(
-            f"the stores of teacher {teacher.name} differ in policy or temperatures from part to part"
+            f"the stores of teacher {teacher.name} differ in policy or temperatures from part to part; make "
+            "them alike"
         )
 
 

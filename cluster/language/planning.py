@@ -25,7 +25,7 @@ from precompute.documents import materialise_documents
 from precompute.tokenizer import load_tokenizer
 from schemas.chunks import ChunkSpec, open_chunks
 from schemas.errors import RecipeError
-from schemas.language import LanguageLayersInit, LanguageRecipe
+from schemas.language import LanguageConfigInit, LanguageLayersInit, LanguageRecipe
 from schemas.rows import open_rows
 
 
@@ -112,7 +112,7 @@ def cut_corpus(recipe: LanguageRecipe, directory: RunDirectory, name: str) -> Pl
     """Materialises one corpus and cuts it into chunks; documents of evaluation corpora stay in it.
 
     Raises:
-        RecipeError: The student has no tokenizer of use.
+        RecipeError: The student has no tokenizer of use, or fewer tokens than that.
         CorpusError: The corpus cannot be used.
     """
     init, _ = find_init(recipe, directory)
@@ -122,5 +122,18 @@ def cut_corpus(recipe: LanguageRecipe, directory: RunDirectory, name: str) -> Pl
     corpus = recipe.corpora[name]
     field = f"student.init.{'model' if is_layers else 'tokenizer'}"
     spec = describe_chunks(tokenizer, corpus, recipe.objective, field=field)
+    _check_vocabulary(init, spec)
     documents = materialise_documents(name, corpus, data_root=recipe.data_root, out=directory.out)
     return PlannedText(tuple(chunk_part(part, tokenizer, spec) for part in documents), spec)
+
+
+def _check_vocabulary(init: LanguageLayersInit | LanguageConfigInit, spec: ChunkSpec) -> None:
+    """Refuses now what the trainer would refuse once the stores are paid for."""
+    is_layers = isinstance(init, LanguageLayersInit)
+    fields = init.overrides if isinstance(init, LanguageLayersInit) else init.config
+    size = fields.get("vocab_size")
+    if isinstance(size, int) and size < spec.vocab:
+        raise RecipeError(
+            f"is {size}, the tokenizer has {spec.vocab} tokens; leave it out",
+            field=f"student.init.{'overrides' if is_layers else 'config'}.vocab_size",
+        )
