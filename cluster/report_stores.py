@@ -1,6 +1,6 @@
 """The stores of a run as its report lists them.
 
-Invariants (tests/cluster/test_report.py):
+Invariants (tests/cluster/test_report.py, tests/cluster/language/test_report.py):
     1. A store that is gone, or out of reach, is a row that says so.
 """
 
@@ -9,17 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from cluster.run_directory import read_lock_file
 from cluster.store_listing import ListedStore, list_stores
-from schemas.chunks import open_chunks
+from cluster.token_figures import describe_tokens
 from schemas.errors import DataError, ResourceError, TmkdError
-from schemas.records import LOCK_FILE, LockedPart
+from schemas.records import LOCK_FILE
 from schemas.storage.location import open_storage
-from schemas.store_files import load_manifest
+from schemas.store_files import load_identity
 
 
 @dataclass(frozen=True)
@@ -28,16 +24,16 @@ class ReportedStore:
 
     Attributes:
         store: As it is listed.
-        num_positions: Stored positions of a complete token-level store, as far as its chunks can be read.
+        num_positions: Stored positions at token level; this and the others are None where they are not
+            known without reading whole shards.
+        bytes_per_position: Of the data files.
+        entry_bytes_per_position: Of the kept entries alone.
     """
 
     store: ListedStore
     num_positions: int | None = None
-
-    @property
-    def bytes_per_position(self) -> float | None:
-        """Bytes of the data files over the stored positions."""
-        return self.store.num_bytes / self.num_positions if self.num_positions else None
+    bytes_per_position: float | None = None
+    entry_bytes_per_position: float | None = None
 
 
 def list_run_stores(run_dir: Path) -> list[ReportedStore]:
@@ -61,8 +57,7 @@ def list_run_stores(run_dir: Path) -> list[ReportedStore]:
                     plan_hash=part.plan_hash,
                     problem="not there any more",
                 )
-                for store in _list_one(root) or [gone]:
-                    listed.append(ReportedStore(store, _count_positions(store, part)))
+                listed += [_describe(store) for store in _list_one(root) or [gone]]
     return listed
 
 
@@ -74,18 +69,17 @@ def _list_one(root: str) -> list[ListedStore]:
         return []
 
 
-def _count_positions(store: ListedStore, part: LockedPart) -> int | None:
-    """Counts the tokens to predict of the chunks that a store holds."""
-    if store.level != "token" or not store.is_complete:
-        return None
+def _describe(store: ListedStore) -> ReportedStore:
+    if store.level != "token" or store.problem:
+        return ReportedStore(store)
     try:
-        manifest = load_manifest(open_storage(store.path))
-        masks = open_chunks(part.rows)[1].column("loss_mask").combine_chunks()
+        source = open_storage(store.path)
+        figures = describe_tokens(source, load_identity(source))
     except TmkdError:
-        return None
-    if manifest is None or len(masks) != store.num_rows + store.num_excluded:
-        return None
-    lists = masks.chunk(0) if isinstance(masks, pa.ChunkedArray) else masks
-    counted = pc.sum(pc.list_flatten(lists)).as_py() or 0
-    left_out = lists.take(pa.array(np.array([row.ordinal for row in manifest.excluded], np.int64)))
-    return int(counted - (pc.sum(pc.list_flatten(left_out)).as_py() or 0))
+        return ReportedStore(store)
+    return ReportedStore(
+        store,
+        figures["num_positions"],
+        figures["bytes_per_position"],
+        figures["entry_bytes_per_position"],
+    )

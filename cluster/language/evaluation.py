@@ -2,15 +2,15 @@
 
 Invariants (tests/cluster/language/test_evaluation.py):
     1. A request to stop is heard between two batches; a model that was measured is not measured again.
-    2. A model is loaded only where its scores are not known, and one at a time.
+    2. Equal models and chunks give equal bytes of ``evaluation.json``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +40,14 @@ class EvaluatedModel:
         name: A teacher's name, or a student's arm.
         seed: None for teachers.
         taught_by: Of a student: the teachers that it learnt from.
+        others: Of a teacher: further names that the recipe gives it.
     """
 
     source: ModelSource
     name: str
     seed: int | None = None
     taught_by: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,24 @@ def open_texts(recipe: LanguageRecipe, planned: Mapping[str, PlannedText]) -> li
 
 
 def list_teachers(recipe: LanguageRecipe, teachers: Mapping[str, TeacherModel]) -> list[EvaluatedModel]:
-    """Lists the teachers to measure, in the recipe's order: none where it wants none."""
+    """Lists the teachers to measure, in the recipe's order: none where it wants none.
+
+    Teachers that differ by what is kept of them alone are one model, which goes by the name of the first.
+    """
     if not recipe.evaluation.with_teachers:
         return []
-    return [
-        EvaluatedModel(
-            ModelSource.of_teacher(teacher, teachers[teacher.name].path, teachers[teacher.name].revision),
-            teacher.name,
-        )
-        for teacher in recipe.teachers
-        if teacher.name in teachers
-    ]
+    found: dict[Hashable, EvaluatedModel] = {}
+    for teacher in recipe.teachers:
+        if teacher.name not in teachers:
+            continue
+        at = teachers[teacher.name]
+        same = (at.path, at.revision, teacher.dtype, teacher.attention, teacher.trust_remote_code)
+        if same in found:
+            found[same] = replace(found[same], others=(*found[same].others, teacher.name))
+        else:
+            source = ModelSource.of_teacher(teacher, at.path, at.revision)
+            found[same] = EvaluatedModel(source, teacher.name)
+    return list(found.values())
 
 
 def taught_by(recipe: LanguageRecipe, arm: str) -> tuple[str, ...]:
@@ -138,6 +147,7 @@ def evaluate_models(
         InterruptedRunError: It was asked to stop.
     """
     found = [_score(model, texts, scores) for model in models]
+    notes = [_note_names(model) for model in models if model.others]
     corpora = []
     for place, text in enumerate(texts):
         outputs = [
@@ -150,10 +160,14 @@ def evaluate_models(
             )
             for model, each in zip(models, found, strict=True)
         ]
-        corpora.append(measure_models(text, outputs, main_arm=main_arm))
+        corpora.append(measure_models(text, outputs, main_arm=main_arm, notes=notes))
     return LanguageRunEvaluation(
         run=recipe.name, objective=recipe.objective, main_arm=main_arm, corpora=tuple(corpora)
     )
+
+
+def _note_names(model: EvaluatedModel) -> str:
+    return f"{model.name} stands for {', '.join(model.others)} too: what is kept differs, the model does not"
 
 
 def _student(recipe: LanguageRecipe, student: FinishedLanguageStudent) -> EvaluatedModel:

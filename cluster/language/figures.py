@@ -35,8 +35,8 @@ def format_nats(difference: float) -> str:
 
 
 def format_factor(difference: float) -> str:
-    """Formats a difference in nats as a ratio of perplexities: -0.105 -> 0.9 and a multiplication sign."""
-    return f"{math.exp(min(difference, 700.0)):.3g}\N{MULTIPLICATION SIGN}"
+    """Formats a difference in nats as a ratio of perplexities: -0.105 -> 0.900 and a multiplication sign."""
+    return f"{math.exp(min(difference, 700.0)):.3f}\N{MULTIPLICATION SIGN}"
 
 
 def position_noun(objective: Objective) -> str:

@@ -79,7 +79,11 @@ class MeasuredModel:
 
 
 def measure_models(
-    text: EvaluatedText, outputs: Sequence[LanguageOutput], *, main_arm: str | None = None
+    text: EvaluatedText,
+    outputs: Sequence[LanguageOutput],
+    *,
+    main_arm: str | None = None,
+    notes: Sequence[str] = (),
 ) -> LanguageCorpusEvaluation:
     """Measures all models on one corpus.
 
@@ -87,6 +91,7 @@ def measure_models(
         text: The chunks.
         outputs: At least one: teachers, then students, the seeds of an arm one after another.
         main_arm: The arm of the run's own student.
+        notes: What else a reader must know.
 
     Raises:
         DataError: A model's logits are not numbers where the corpus lets none be left out, or no chunk
@@ -107,7 +112,7 @@ def measure_models(
         max_length=text.spec.max_length,
         models=tuple(row for members in _group(measured) for row in _build_rows(members)),
         comparisons=tuple(_compare_students(measured, main_arm)),
-        notes=_note_small_set(num_chunks),
+        notes=(*_note_small_set(num_chunks), *notes),
     )
 
 

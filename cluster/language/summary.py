@@ -17,6 +17,8 @@ from schemas.language_evaluation import (
 
 # Nats a token below which a share of the gap between teacher and untaught student says nothing.
 _MIN_GAP = 0.01
+# Nats a token that would be written as 0.000.
+_MIN_DIFFERENCE = 0.0005
 
 
 def summarise_language(evaluation: LanguageRunEvaluation) -> list[str]:
@@ -70,7 +72,9 @@ def _describe_gain(corpus: LanguageCorpusEvaluation, comparison: NllComparison) 
     baseline = next(row for row in corpus.models if row.name == comparison.baseline)
     interval = comparison.interval
     difference = format_nats(comparison.mean_difference)
-    if interval.high < 0:
+    if abs(comparison.mean_difference) < _MIN_DIFFERENCE:
+        verdict = "which is next to nothing"
+    elif interval.high < 0:
         verdict = "so distillation helped here"
     elif interval.low > 0:
         verdict = "so distillation did harm here"

@@ -121,6 +121,25 @@ def test_teachers_and_students_are_measured_and_written_down(
     assert run.directory.evaluation.read_bytes() == before
 
 
+def test_teachers_that_differ_by_what_is_kept_alone_are_one_model(
+    root: Path, planned: dict[str, PlannedText], tmp_path: Path, loads: list[str]
+) -> None:
+    model = str(root / "t")
+    teachers = [
+        {"name": "t", "model": model},
+        {"name": "drawn", "model": model, "keep": {"kind": "sampled", "num_samples": 9}},
+        {"name": "half", "model": model, "dtype": "bfloat16"},
+    ]
+    run = make_run(make_recipe(root, teachers=teachers), tmp_path)
+    at = TeacherModel(model)
+    evaluation = evaluate_students(run, planned, students_of(root)[:1], {"t": at, "drawn": at, "half": at})
+    (corpus,) = evaluation.corpora
+    assert [row.name for row in corpus.models] == ["t", "half", "student"]
+    assert set(corpus.models[2].agreement) == {"t", "half"}
+    assert loads == ["t", "t", "student-1"]
+    assert corpus.notes[-1] == "t stands for drawn too: what is kept differs, the model does not"
+
+
 def test_a_recipe_may_leave_the_teachers_out(
     root: Path, planned: dict[str, PlannedText], tmp_path: Path, loads: list[str]
 ) -> None:

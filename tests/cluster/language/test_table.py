@@ -77,4 +77,4 @@ def test_figures_are_written_with_few_digits() -> None:
         "\N{MINUS SIGN}0.012",
         "+0.000",
     ]
-    assert format_factor(-0.105360516) == "0.9\N{MULTIPLICATION SIGN}"
+    assert format_factor(-0.105360516) == "0.900\N{MULTIPLICATION SIGN}"
