@@ -118,8 +118,9 @@ def test_agreement_is_with_every_other_teacher() -> None:
 
 
 def test_an_arm_with_a_teachers_name_is_told_apart() -> None:
-    names = [row.name for row in measure_models(TEXT, [output(), student("t", 1, PROBS, "t")]).models]
-    assert names == ["t", "student t"]
+    teacher, arm = measure_models(TEXT, [output(), student("t", 1, PROBS, "t")]).models
+    assert (teacher.name, arm.name) == ("t", "student t")
+    assert (teacher.agreement, arm.agreement) == ({}, {"t": 1.0})
 
 
 def test_a_token_without_probability_leaves_perplexity_undefined_and_the_other_models_alone() -> None:
@@ -164,6 +165,8 @@ def test_logits_that_are_no_numbers_are_an_error_or_leave_the_chunk_out_for_all(
     with pytest.raises(DataError, match=r"dev: student a of seed 3 gives logits .* for chunk dev/0#0; "):
         measure_models(TEXT, models)
     lenient = make_text([1, 3], on_bad_row="exclude")
+    # Whichever model comes first.
+    assert measure_models(lenient, models[::-1]).num_excluded == 1
     evaluation = measure_models(lenient, models)
     assert (evaluation.num_chunks, evaluation.num_positions, evaluation.num_excluded) == (1, 3, 1)
     expected = (1 / (0.5 * 0.9 * 0.9)) ** (1 / 3)
