@@ -131,12 +131,11 @@ class StoredTargets:
         span = slice(int(entries.offsets[0]), int(entries.offsets[-1]))
         counts, weights = entries.counts, entries.weights
         padding = _Padding.of(counts)
-        ids_NK = padding.lay_out(entries.ids[span])
         return cls(
             kind=SupportKind.of(origin.policy),
             vocab_size=origin.vocab_size,
             # Narrow ids are widened (torch can do little with uint16), narrow floats where they are used.
-            ids_NK=ids_NK.to(torch.int32),
+            ids_NK=padding.lay_out(entries.ids[span], np.int32),
             log_probs_NK=padding.lay_out(entries.log_probs[span]),
             counts_N=torch.tensor(counts),
             num_exact_N=None if entries.num_head is None else torch.tensor(entries.num_head).long(),
@@ -324,16 +323,20 @@ class _Padding:
         num, width = len(counts), int(counts.max(initial=0))
         if counts.min(initial=width) == width:
             return cls(num, width, None)
-        return cls(num, width, np.arange(width, dtype=np.int64)[None, :] < counts[:, None])
+        # Comparisons of narrow numbers take a fraction of the time.
+        narrow = np.dtype(np.int16 if width < np.iinfo(np.int16).max else np.int32)
+        slots: npt.NDArray[np.integer] = np.arange(width).astype(narrow)
+        ends: npt.NDArray[np.integer] = counts.astype(narrow)
+        return cls(num, width, slots[None, :] < ends[:, None])
 
-    def lay_out(self, values: npt.NDArray[Any]) -> Tensor:
-        """Copies a flat column of all positions; padding is 0.
+    def lay_out(self, values: npt.NDArray[Any], dtype: npt.DTypeLike | None = None) -> Tensor:
+        """Copies a flat column of all positions, as ``dtype`` if given; padding is 0.
 
         Numpy's assignment by mask is three to ten times as fast as torch's, as measured.
         """
         if self.mask is None:
-            return torch.tensor(values).reshape(self.num, self.width)
-        padded = np.zeros(self.mask.shape, values.dtype)
+            return torch.from_numpy(np.array(values, dtype)).reshape(self.num, self.width)
+        padded = np.zeros(self.mask.shape, dtype or values.dtype)
         padded[self.mask] = values
         return torch.from_numpy(padded)
 

@@ -44,13 +44,16 @@ class Buffers:
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
 
-    def take(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """Returns float32 numbers of any value."""
-        size = math.prod(shape)
+    def take(self, name: str, like_NV: Tensor) -> Tensor:
+        """Returns float32 numbers of any value, in the shape of others."""
+        num, vocab = like_NV.shape
+        width = -(-vocab // _BLOCK) * _BLOCK
         held = self._held.get(name)
-        if held is None or held.numel() < size or held.device != device:
-            held = self._held[name] = torch.empty(size, device=device)
-        return held[:size].view(shape)
+        if held is None or held.numel() < num * width or held.device != like_NV.device:
+            held = self._held[name] = torch.empty(num * width, device=like_NV.device)
+        # Torch rounds the end of an array, where it does not fill a vector, in another way. With rows apart
+        # that is the end of each row, whatever the number of rows.
+        return held[: num * width].view(num, width)[:, :vocab]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class Softmax:
 
     def raise_to(self, exponent: float) -> tuple[Tensor, Tensor]:
         """Returns ``exp(exponent shifted)`` and the log of its sums, ``[N]``; ``exponent`` is above 0."""
-        powers_NV = torch.empty_like(self.shifted_NV)
+        powers_NV = Buffers().take("raised", self.shifted_NV)
         return powers_NV, _exponentiate(self.shifted_NV, exponent, powers_NV).sum(dim=1).log()
 
     def take_out(self, rows_S: Tensor, ids_S: Tensor) -> Tensor:
@@ -143,8 +146,8 @@ class _Passes:
         (num, vocab), device = logits_NV.shape, logits_NV.device
         self._logits_NV = logits_NV
         self._grid = tuple(grid)
-        self._shifted_NV = buffers.take("shifted", (num, vocab), device)
-        self._powers_NV = buffers.take("powers", (num, vocab), device)
+        self._shifted_NV = buffers.take("shifted", logits_NV)
+        self._powers_NV = buffers.take("powers", logits_NV)
         self._buffers = buffers
         self._tops_NA = logits_NV.new_empty(num, vocab // _BLOCK)
         self._top_N, self._sum_N, self._product_N = torch.empty(3, num, device=device)
@@ -164,7 +167,7 @@ class _Passes:
         top_M.copy_(parts[0] if len(parts) == 1 else torch.maximum(*parts))
         torch.sub(logits_MV, top_M[:, None], out=shifted_MV)
         torch.sum(_exponentiate(shifted_MV, 1, powers_MV), dim=1, out=self._sum_N[rows])
-        scratch_MV = self._buffers.take("scratch", tuple(shifted_MV.shape), shifted_MV.device)
+        scratch_MV = self._buffers.take("scratch", shifted_MV)
         torch.mul(powers_MV, shifted_MV, out=scratch_MV)
         torch.sum(scratch_MV, dim=1, out=self._product_N[rows])
         for sum_N, temperature in zip(self._sums_GN, self._grid, strict=True):

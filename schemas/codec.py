@@ -89,13 +89,12 @@ class Codec:
         Raises:
             CodecError: The columns are not what ``encode`` writes.
         """
-        names = [field.name for field in self.fields(layout)]
-        missing = [name for name in names if name not in columns]
-        if missing:
-            raise CodecError(f"codec {self.name}: column {missing[0]} is missing")
         if len(log_tail) != rows[-1]:
             raise CodecError(f"log_tail has {len(log_tail)} positions, expected {rows[-1]}")
-        return self._decode(columns, rows, layout, log_tail)
+        try:
+            return self._decode(columns, rows, layout, log_tail)
+        except KeyError as error:
+            raise CodecError(f"codec {self.name}: column {error.args[0]} is missing") from error
 
     def decode(
         self, columns: Columns, rows: Offsets, layout: EntryLayout, log_tail: npt.NDArray[np.float32]

@@ -68,7 +68,7 @@ class KeptEntries:
     @property
     def counts(self) -> Offsets:
         """Entries of each position, int64[N]."""
-        return np.diff(self.offsets)
+        return self.offsets[1:] - self.offsets[:-1]
 
     @property
     def weights(self) -> npt.NDArray[np.float32] | None:

@@ -73,7 +73,7 @@ def view_list(column: pa.ListArray, dtype: npt.DTypeLike) -> tuple[npt.NDArray[A
         return np.empty(0, dtype), np.zeros(1, np.int64)
     bounds = np.frombuffer(column.buffers()[1], np.int32, len(column) + 1, 4 * column.offset)
     offsets = bounds.astype(np.int64)
-    if offsets[0] < 0 or offsets[-1] > len(column.values) or (np.diff(offsets) < 0).any():
+    if offsets[0] < 0 or offsets[-1] > len(column.values) or (offsets[1:] < offsets[:-1]).any():
         raise CodecError("offsets of a list column decrease or leave its values")
     values = column.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
     return view_numbers(values, np.dtype(dtype).type), offsets - offsets[0]
