@@ -1,6 +1,6 @@
 """Finished stores that a recipe names instead of a model, matched to corpus parts by their rows.
 
-Invariants (tests/precompute/test_stores.py, tests/precompute/test_token_stores.py):
+Invariants (tests/precompute/test_stores.py, tests/end_to_end/test_language_bad_input.py):
     1. A store counts for a part if both have the same ordered ids and texts, wherever it lies, whatever
        its corpus is called, and however it is cut into shards.
     2. All stores of one part share one plan.
