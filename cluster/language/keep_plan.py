@@ -27,6 +27,7 @@ from cluster.language.gradient_angle import (
 )
 from cluster.language.models import find_init, find_teachers
 from cluster.language.planning import PlannedText, plan_chunks
+from cluster.language.stores import make_request
 from cluster.run_context import available_cpus, available_device
 from cluster.run_directory import RunDirectory
 from cluster.teacher_model import TeacherModel
@@ -37,7 +38,7 @@ from precompute.chunking import ChunkedPart
 from precompute.keep_trial import Pilot, run_trial
 from precompute.language_forward import ChunkRows
 from precompute.language_teacher import LoadedLanguageModel
-from precompute.stores import StoreRequest, StoreSettings, StoreTarget, describe_targets
+from precompute.stores import StoreSettings, StoreTarget, describe_targets
 from precompute.tasks import LanguageWorkerSpec
 from precompute.trial_bytes import CorpusSize
 from precompute.trial_sample import CandidateOutcome, TrialOutcome, TrialSample
@@ -169,9 +170,8 @@ def _describe_targets(
     name: str,
     model: TeacherModel,
 ) -> list[StoreTarget]:
-    teacher = recipe.teacher(name).model_copy(update={"gguf_file": None})
     requests = [
-        StoreRequest(teacher, model.path, model.revision, recipe.corpora[corpus], part)
+        make_request(recipe, name, model, part)
         for corpus in used_teachers(recipe)[name]
         for part in planned[corpus].parts
     ]
