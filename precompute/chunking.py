@@ -7,6 +7,7 @@ Invariants (tests/precompute/test_chunking.py):
     1. The pieces of a document, one after another, are its tokens, but for dropped ones.
     2. Of a conversation only what the assistant says counts, its end mark included.
     3. The same documents, tokenizer and options give the same file, which is made once.
+    4. Which tokens are hidden is independent of what a keep policy draws, whatever their seeds.
 """
 
 from __future__ import annotations
@@ -238,7 +239,10 @@ def _draw_mask(
     example_id: str, input_ids: npt.NDArray[np.int32], mask: ChunkMask, special_ids: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.uint8]:
     """Returns which tokens are hidden: each by itself, at least one, never a special one."""
-    uniforms = draw_uniforms(position_keys(mask.seed, example_id, np.arange(len(input_ids))), 1)[:, 0]
+    # No chunk is called so: a keep policy of the same seed draws other numbers, else those of hidden tokens
+    # would all be below the share.
+    keys = position_keys(mask.seed, f"{example_id}/mask", np.arange(len(input_ids)))
+    uniforms = draw_uniforms(keys, 1)[:, 0]
     uniforms[np.isin(input_ids, special_ids)] = np.inf
     is_hidden = uniforms < mask.share
     if len(uniforms) and not is_hidden.any() and np.isfinite(uniforms.min()):

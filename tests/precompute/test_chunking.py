@@ -11,6 +11,7 @@ import pytest
 from precompute.chunking import chunk_part, describe_chunks
 from precompute.conversation import encode_conversation
 from precompute.documents import materialise_documents
+from precompute.draws import draw_uniforms, position_keys
 from schemas.chunks import open_chunks, view_chunks
 from schemas.digest import canonical_json
 from schemas.errors import CorpusError, RecipeError
@@ -110,6 +111,16 @@ def test_hidden_tokens_are_drawn_once_and_ids_are_kept(tmp_path: Path) -> None:
     assert read(chunk(make_corpus(path), tmp_path / "again", "masked")) == found
     other = chunk(make_corpus(path, mask={"seed": 1}), tmp_path, "masked")
     assert read(other) != found
+
+
+def test_which_tokens_are_hidden_says_nothing_of_what_a_policy_of_the_same_seed_draws(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path / "a.jsonl", [{"text": text} for text in make_documents(200)])
+    keys = [
+        position_keys(0, name, np.flatnonzero(mask))
+        for name, _, mask in read(chunk(make_corpus(path), tmp_path, "masked"))
+    ]
+    uniforms = draw_uniforms(np.concatenate(keys), 1)[:, 0]
+    assert abs(uniforms.mean() - 0.5) < 4 * np.sqrt(1 / 12 / len(uniforms))
 
 
 def test_of_a_conversation_only_replies_and_their_end_marks_count() -> None:
