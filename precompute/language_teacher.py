@@ -77,7 +77,9 @@ class LoadedLanguageModel:
     @property
     def padding_token(self) -> int:
         """What fills a batch; attention leaves it out."""
-        return int(getattr(self.model.config, "pad_token_id", None) or 0)
+        token = int(getattr(self.model.config, "pad_token_id", None) or 0)
+        # Some configurations name one that was never given an embedding.
+        return token if 0 <= token < self.model.get_input_embeddings().weight.shape[0] else 0
 
     @torch.inference_mode()
     def encode(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Any:

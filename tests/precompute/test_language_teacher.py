@@ -142,6 +142,16 @@ def test_a_model_keeps_no_keys_and_values(tmp_path: Path) -> None:
     assert teacher.encode(ids_BL, torch.ones_like(ids_BL)).past_key_values is None
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, 0), (3, 3), (-1, 0), (PADDED_VOCAB, 0)])
+def test_a_padding_token_that_has_no_embedding_is_not_used(
+    given: int | None, expected: int, tmp_path: Path
+) -> None:
+    teacher = LoadedLanguageModel.load(spec_of(save_tiny_llama(tmp_path)))
+    # As some old checkpoints of Llama say.
+    teacher.model.config.pad_token_id = given
+    assert teacher.padding_token == expected
+
+
 def test_a_dtype_is_that_of_the_recipe(tmp_path: Path) -> None:
     teacher = LoadedLanguageModel.load(spec_of(save_tiny_llama(tmp_path), dtype="bfloat16"))
     assert teacher.model.dtype == torch.bfloat16
