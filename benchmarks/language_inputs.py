@@ -8,7 +8,9 @@ rounds: that shows that a benchmark runs, and no more.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -33,6 +35,7 @@ WIKITEXT = (
     Path(__file__).resolve().parents[2] / "shared" / "data" / "wikitext" / "wikitext2_validation.txt.gz"
 )
 QUICK_LENGTH = 16
+_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 POLICIES: Mapping[str, dict[str, Any]] = {
     "top_k": {"kind": "top_k", "k": 64},
     "top_p": {"kind": "top_p", "p": 0.95, "k_min": 8, "k_max": 128},
@@ -73,8 +76,10 @@ class Inputs:
     policies: Mapping[str, dict[str, Any]]
 
     @classmethod
-    def make(cls, options: argparse.Namespace, root: Path, length: int) -> Inputs:
-        """Cuts the text into chunks, once below ``root``."""
+    def make(
+        cls, options: argparse.Namespace, root: Path, length: int, characters: int | None = None
+    ) -> Inputs:
+        """Cuts the text, or its first characters, into chunks, once below ``root``."""
         model, text = options.model, options.text
         if options.quick:
             root.mkdir(parents=True, exist_ok=True)
@@ -84,6 +89,8 @@ class Inputs:
                 text.write_text(" ".join(make_documents(80)))
         if model is None:
             raise SystemExit("give --model DIR, or --quick")
+        if characters is not None:
+            text = _cut_text(text, root / "start.txt", characters)
         tokenizer = load_tokenizer(str(model))
         corpus = TextCorpus.model_validate(
             {
@@ -107,6 +114,13 @@ class Inputs:
         return target
 
 
+def _cut_text(text: Path, start: Path, characters: int) -> Path:
+    opener = gzip.open if text.suffix == ".gz" else open
+    with opener(text, "rt", encoding="utf-8") as file:
+        start.write_text(file.read(characters), encoding="utf-8")
+    return start
+
+
 def open_worker(target: StoreTarget) -> LanguageWorker:
     """Returns the worker of a store; it works on other stores of the same model, too."""
     if not isinstance(target.spec, LanguageWorkerSpec):
@@ -126,6 +140,12 @@ class OpenStore:
     def process(self, worker: LanguageWorker, shard: int) -> None:
         """Computes and commits one shard, as an actor does."""
         worker.process(make_job(self.target, self.writer, self._tasks[shard], self._options))
+
+    def fill(self, worker: LanguageWorker) -> None:
+        """Computes all shards and finishes the store."""
+        for shard in range(len(self._tasks)):
+            self.process(worker, shard)
+        self.writer.finish()
 
 
 Medians = dict[str, float]
@@ -186,6 +206,8 @@ def _read_status(field: str) -> int:
 def run_apart(module: str, arguments: list[str]) -> dict[str, Any]:
     """Runs ``python -m module`` in a fresh process and returns the JSON of the last line that it prints."""
     command = [sys.executable, "-m", module, *arguments]
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    # What a process group of one leaves there would make the new process wait for this one.
+    environment = {name: value for name, value in os.environ.items() if name not in _GROUP}
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return found
