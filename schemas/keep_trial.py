@@ -142,6 +142,11 @@ class KeepTrial(Frozen):
     student: str | None
     candidates: Annotated[tuple[CandidateTrial, ...], Field(min_length=1)]
 
+    @property
+    def codecs(self) -> tuple[CodecName, ...]:
+        """Those of the candidates, the recipe's first."""
+        return tuple(dict.fromkeys(one.codec for one in self.candidates))
+
 
 class KeepPlan(Frozen):
     """``plan.json`` of a run.
@@ -163,7 +168,8 @@ def name_policy(policy: KeepPolicy) -> str:
         case "top_k":
             return f"top {policy.k}"
         case "top_p":
-            return f"top-p {policy.p:g} ({policy.k_min}-{policy.k_max})"
+            least = "" if policy.k_min == 1 else f"{policy.k_min} "
+            return f"top-p {policy.p:g}, {least}to {policy.k_max}"
         case "sampled":
             tau = "" if policy.tau == 1 else f", tau {policy.tau:g}"
             return f"sampled {policy.num_samples}{tau}"

@@ -1,17 +1,17 @@
 """The plan of keep policies as a picture: what bytes buy.
 
-Side by side for each teacher: total variation and the student's gradient angle over bytes a token. Dense
-stores take hundreds of times the bytes of others, so that they are named in place of drawn.
+Side by side for each teacher and codec: total variation and the student's gradient angle over bytes a token.
+Dense stores take hundreds of times the bytes of others, so that they are named in place of drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from schemas.keep_trial import CandidateTrial, KeepPlan, KeepTrial, LossTrial, name_policy
+from schemas.keep_trial import CandidateTrial, KeepPlan, LossTrial, name_policy
 
 _INK: Final = "#1d1f21"
 _SOFT: Final = "#6b7075"
@@ -54,15 +54,17 @@ def draw_plan(plan: KeepPlan, path: Path) -> None:
 
     if not plan.trials:
         return
-    size = (2 * _PANEL[0], _PANEL[1] * len(plan.trials) + 0.9)
+    rows = [(trial, codec) for trial in plan.trials for codec in trial.codecs]
+    size = (2 * _PANEL[0], _PANEL[1] * len(rows) + 0.9)
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(plan.trials), 2, squeeze=False)
-    for (left, right), trial in zip(panels, plan.trials, strict=True):
-        _draw_panel(left, trial, _variation)
-        left.set_title(f"{trial.teacher}: total variation to the whole distribution", loc="left")
+    panels = figure.subplots(len(rows), 2, squeeze=False)
+    for (left, right), (trial, codec) in zip(panels, rows, strict=True):
+        tried = [one for one in trial.candidates if one.codec == codec]
+        _draw_panel(left, tried, _variation)
+        left.set_title(f"{trial.teacher}, {codec}: total variation to the whole", loc="left")
         left.set_ylabel("%")
-        _draw_panel(right, trial, _angle)
+        _draw_panel(right, tried, _angle)
         right.set_title(f"gradient angle, {trial.sample.num_positions:,} positions", loc="left")
         right.set_ylabel("degrees")
         right.set_yscale("symlog", linthresh=_LINEAR_DEGREES, linscale=0.4)
@@ -89,7 +91,7 @@ def _angle(loss: LossTrial) -> float | None:
     return loss.gradient_angle
 
 
-def _draw_panel(panel: Any, trial: KeepTrial, measure: _Measure) -> None:
+def _draw_panel(panel: Any, tried: Sequence[CandidateTrial], measure: _Measure) -> None:
     panel.set_xscale("log")
     panel.grid(visible=True, which="major", color=_RULE, linewidth=0.8)
     panel.set_axisbelow(True)
@@ -97,16 +99,16 @@ def _draw_panel(panel: Any, trial: KeepTrial, measure: _Measure) -> None:
         panel.spines[side].set_visible(False)
     panel.tick_params(colors=_SOFT, labelcolor=_INK)
     for (kind, loss), family in _FAMILIES.items():
-        points = sorted(_points(trial, kind, loss, measure), key=lambda point: point[0])
+        points = sorted(_points(tried, kind, loss, measure), key=lambda point: point[0])
         if points:
             _draw_family(panel, family, points)
-    for one in trial.candidates:
+    for one in tried:
         value = measure(one.losses[0])
         if one.is_recipe and one.policy.kind != "dense" and value is not None:
             panel.scatter(
                 one.entry_bytes, value, s=170, facecolors="none", edgecolors=_INK, linewidths=1.3, label=_OWN
             )
-        if one.policy.kind == "dense" and one.codec == trial.candidates[0].codec:
+        if one.policy.kind == "dense":
             note = f"dense, {one.entry_bytes:,.0f} bytes: 0"
             panel.text(
                 0.99, 0.97, note, transform=panel.transAxes, ha="right", va="top", color=_SOFT, fontsize=8
@@ -117,9 +119,9 @@ def _draw_panel(panel: Any, trial: KeepTrial, measure: _Measure) -> None:
 
 
 def _points(
-    trial: KeepTrial, kind: str, loss: str, measure: _Measure
+    tried: Sequence[CandidateTrial], kind: str, loss: str, measure: _Measure
 ) -> Iterator[tuple[float, float, CandidateTrial]]:
-    for one in trial.candidates:
+    for one in tried:
         for found in one.losses:
             value = measure(found)
             if one.policy.kind == kind and found.loss == loss and value is not None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.figures import ABSENT, format_bytes, format_percent, format_rate, format_seconds
+from cluster.figures import ABSENT, format_bytes, format_percent, format_rate
 from cluster.language.figures import INFINITE, format_perplexity
 from cluster.table_layout import PLAIN_WIDTH
 from schemas.keep_trial import CandidateTrial, KeepPlan, KeepTrial, LossTrial, name_policy
@@ -29,7 +29,10 @@ def print_keep_plan(plan: KeepPlan, console: Console | None = None) -> None:
     for trial in plan.trials:
         console.print()
         console.print(_title(trial))
-        console.print(build_table(trial))
+        for codec in trial.codecs:
+            if len(trial.codecs) > 1:
+                console.print(Text(f"codec {codec}", style="dim"))
+            console.print(build_table(trial, codec))
         for line in _remarks(trial, plan):
             console.print(Text(line, style="dim"))
 
@@ -41,28 +44,23 @@ def format_keep_plan(plan: KeepPlan, width: int = PLAIN_WIDTH) -> str:
     return stream.getvalue()
 
 
-def build_table(trial: KeepTrial) -> Table:
-    """Builds the table of one teacher: a line per candidate and loss, the recipe's own in bold."""
+def build_table(trial: KeepTrial, codec: str) -> Table:
+    """Builds the table of one teacher and codec: a line per policy and loss, the recipe's own in bold."""
     has_cost = any(one.cost is not None for one in trial.candidates)
-    has_codecs = len({one.codec for one in trial.candidates}) > 1
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     table.padding = (0, 1, 0, 0)
     table.add_column("keep", overflow="fold", min_width=14)
-    if has_codecs:
-        table.add_column("codec", no_wrap=True)
     measures = ["kept", "B/tok", "row B", "TV %", "KL", "angle", "ECE %", "codec TV", "store", "time"]
     for name in [*measures, *(["cost"] if has_cost else [])]:
         table.add_column(Text(name), justify="right", no_wrap=True)
     for one in trial.candidates:
-        for position, loss in enumerate(one.losses):
-            cells = _cells(one, loss, is_first=position == 0, has_cost=has_cost, has_codecs=has_codecs)
+        for position, loss in enumerate(one.losses if one.codec == codec else ()):
+            cells = _cells(one, loss, is_first=position == 0, has_cost=has_cost)
             table.add_row(*(Text(cell) for cell in cells), style="bold" if one.is_recipe else "")
     return table
 
 
-def _cells(
-    one: CandidateTrial, loss: LossTrial, *, is_first: bool, has_cost: bool, has_codecs: bool
-) -> list[str]:
+def _cells(one: CandidateTrial, loss: LossTrial, *, is_first: bool, has_cost: bool) -> list[str]:
     distances = [
         f"{100 * loss.total_variation:.2f}",
         _format_nats(loss.kl_to_full),
@@ -71,19 +69,17 @@ def _cells(
     ]
     if not is_first:
         name = "  renormalised" if loss.loss == _RENORMALISED else f"  {loss.loss}"
-        empty = [""] * (3 + has_cost)
-        return [name, *([""] * has_codecs), "", "", "", *distances, *empty]
+        return [name, "", "", "", *distances, *([""] * (3 + has_cost))]
     cost = [ABSENT if one.cost is None else f"{one.cost:,.2f}"] if has_cost else []
     return [
         name_policy(one.policy),
-        *([one.codec] if has_codecs else []),
         _format_number(one.mean_kept),
         _format_number(one.entry_bytes),
         _format_number(one.row_bytes),
         *distances,
         f"{100 * one.quantisation.total_variation:.3f}",
         format_bytes(one.store_bytes),
-        format_seconds(one.wall_s),
+        _format_time(one.wall_s),
         *cost,
     ]
 
@@ -93,7 +89,7 @@ def _title(trial: KeepTrial) -> Text:
     facts = [
         f"{trial.corpora.num_tokens:,} tokens of {corpora}",
         f"tried on {trial.sample.num_tokens:,}",
-        f"codec {trial.candidates[0].codec}",
+        *([f"codec {trial.codecs[0]}"] if len(trial.codecs) == 1 else []),
     ]
     return Text.assemble((trial.teacher, "bold"), f"  {', '.join(facts)}")
 
@@ -127,3 +123,12 @@ def _format_nats(nats: float | None) -> str:
 
 def _format_number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def _format_time(seconds: float) -> str:
+    """Formats an estimate with two or three digits: ``41 s``, ``12 min``, ``2.3 h``, ``140 h``."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            value = seconds / size
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
+    return f"{seconds:.0f} s"

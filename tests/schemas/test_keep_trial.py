@@ -20,7 +20,8 @@ def test_a_document_reads_back_as_itself_with_null_for_what_is_not_known() -> No
     ("policy", "name"),
     [
         ({"kind": "top_k", "k": 50}, "top 50"),
-        ({"kind": "top_p", "p": 0.95, "k_max": 512}, "top-p 0.95 (1-512)"),
+        ({"kind": "top_p", "p": 0.95, "k_max": 512}, "top-p 0.95, to 512"),
+        ({"kind": "top_p", "p": 0.9, "k_min": 4, "k_max": 64}, "top-p 0.9, 4 to 64"),
         ({"kind": "sampled", "num_samples": 12}, "sampled 12"),
         ({"kind": "sampled", "num_samples": 12, "tau": 0.8}, "sampled 12, tau 0.8"),
         ({"kind": "hybrid", "k": 30, "m": 20}, "hybrid 30+20"),

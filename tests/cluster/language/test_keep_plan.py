@@ -17,7 +17,7 @@ from precompute.language_worker import LanguageWorker
 from precompute.store_writer import StoreWriter
 from precompute.stores import StoreTarget, make_job
 from schemas.digest import read_document
-from schemas.errors import RecipeError
+from schemas.errors import RecipeError, TeacherError
 from schemas.keep_trial import KeepPlan, KeepTrial
 from schemas.language import LanguageRecipe, Objective
 from tests.end_to_end.language_project import LanguageProject
@@ -157,6 +157,19 @@ def test_a_teacher_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
         plan_keeping(recipe)
 
 
+def test_what_is_longer_than_a_models_positions_is_refused(tmp_path: Path) -> None:
+    project = LanguageProject(tmp_path)
+    short = save_tiny_llama(tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 12}))
+    teacher = {"name": "head", "model": str(short), "temperatures": [2.0]}
+    with pytest.raises(TeacherError, match="max_length is 16, the model has 12 positions"):
+        plan_keeping(read_recipe(project, teachers=[teacher], compare={}))
+    student = {"init": {"kind": "layers", "model": str(project.model)}, "max_length": 65}
+    with pytest.raises(RecipeError, match="max_length is 65, but the encoder has positions for 64"):
+        plan_keeping(read_recipe(project, student=student, compare={}))
+
+
 def test_a_codec_that_there_is_not_is_refused() -> None:
     assert check_codecs(["fixed", "compact"]) == ("fixed", "compact")
     with pytest.raises(RecipeError, match=r"no codec zip; there are fixed, packed, compact"):
@@ -172,7 +185,7 @@ def test_the_command_prints_a_table_and_says_where_the_picture_is(
     said = capsys.readouterr()
     assert "top 5 " in said.out
     assert "renormalised" in said.out
-    assert " fixed " in said.out
+    assert "codec fixed" in said.out
     assert str(project.run / "plan.png") in said.err
     assert run_command(["plan", path, "--sample-tokens", "60", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -22,7 +22,7 @@ def test_a_line_has_the_figures_of_a_candidate() -> None:
     lines = lines_of(make_plan())
     assert cells_of(lines, "top 50") == [
         *["50.0", "202.0", "224.4", "15.00", "0.250", "15.0°", "4.0", "0.016"],
-        *["123", "MB", "1", "h", "0", "min"],
+        *["123", "MB", "1.0", "h"],
     ]
     assert cells_of(lines, "  renormalised") == ["17.00", "0.250", "17.0°", "4.0"]
     # Infinite, and a number of five digits.
@@ -36,7 +36,7 @@ def test_a_line_has_the_figures_of_a_candidate() -> None:
 def test_without_a_terminal_a_line_has_at_most_a_hundred_columns() -> None:
     lines = lines_of(make_plan(), 100)
     assert max(map(len, lines)) <= 100
-    assert any(line.startswith("top 50") and line.rstrip().endswith("min") for line in lines)
+    assert any(line.startswith("top 50") and line.rstrip().endswith("1.0 h") for line in lines)
 
 
 def test_a_cost_is_shown_where_it_is_known() -> None:
@@ -53,11 +53,24 @@ def test_what_a_cpu_cannot_tell_of_gpus_is_said() -> None:
     assert "gpu_hour_price" in format_keep_plan(priced)
 
 
-def test_codecs_have_a_column_where_there_are_several() -> None:
+def test_several_codecs_have_a_table_and_a_row_of_panels_each(tmp_path: Path) -> None:
     policy = {"kind": "top_k", "k": 5}
     both = [candidate(policy, [loss("ghost_kl", 0.1)], codec=codec) for codec in ("packed", "compact")]
-    lines = lines_of(make_plan(candidates=both))
-    assert [line.split()[2] for line in lines if line.startswith("top 5")] == ["packed", "compact"]
+    plan = make_plan(candidates=both)
+    lines = lines_of(plan)
+    starts = [line.rstrip() for line in lines if line.startswith(("codec p", "codec c", "top 5"))]
+    assert [line.partition("  ")[0] for line in starts] == ["codec packed", "top 5", "codec compact", "top 5"]
+    draw_plan(plan, tmp_path / "both.png")
+    draw_plan(make_plan(candidates=both[:1]), tmp_path / "one.png")
+    assert size_of(tmp_path / "both.png")[1] > 1.5 * size_of(tmp_path / "one.png")[1]
+
+
+def test_times_are_short() -> None:
+    times = {41.0: "41 s", 130.0: "2.2 min", 750.0: "12 min", 9000.0: "2.5 h", 360000.0: "100 h"}
+    for seconds, written in times.items():
+        one = candidate({"kind": "top_k", "k": 5}, [loss("ghost_kl", 0.1)], wall_s=seconds)
+        (line,) = (line for line in lines_of(make_plan(candidates=[one])) if line.startswith("top 5"))
+        assert line.rstrip().endswith(f" {written}")
 
 
 def test_names_are_never_read_as_markup() -> None:
