@@ -3,7 +3,7 @@
 Each teacher runs over a small sample of its corpora: chunks at even distances, the same ones every time.
 
 Invariants (tests/cluster/language/test_keep_plan.py):
-    1. What precompute would refuse of the teachers is refused here.
+    1. What precompute would refuse of the teachers is refused here, and a student with too few positions.
     2. The sample depends on the corpora and its size alone.
 """
 
@@ -33,11 +33,13 @@ from cluster.run_directory import RunDirectory
 from cluster.teacher_model import TeacherModel
 from distill.language_model import build_language_model, load_language_tokenizer
 from distill.language_student import LanguageStudent
+from distill.skeleton import check_length as check_student_length
 from precompute.candidates import Candidate, list_candidates
 from precompute.chunking import ChunkedPart
 from precompute.keep_trial import Pilot, run_trial
 from precompute.language_forward import ChunkRows
 from precompute.language_teacher import LoadedLanguageModel
+from precompute.pretrained import check_length as check_teacher_length
 from precompute.stores import StoreSettings, StoreTarget, describe_targets
 from precompute.tasks import LanguageWorkerSpec
 from precompute.trial_bytes import CorpusSize
@@ -193,6 +195,7 @@ def _try_teacher(
     num_tokens = len(sample.rows.chunks.input_ids)
     say(f"teacher {teacher.name}: {num_tokens:,} of {size.num_tokens:,} tokens")
     model = LoadedLanguageModel.load(spec)
+    check_teacher_length(model.model.config, sample.generation.chunks.max_length, teacher.name)
     tried = list(dict.fromkeys((teacher.codec, *codecs)))
     pilot = Pilot(model, sample, teacher.codec)
     candidates = list_candidates(
@@ -224,6 +227,7 @@ def _build_student(
     init, _ = find_init(recipe, directory)
     tokenizer = load_language_tokenizer(init)
     model = build_language_model(init, recipe.objective, tokenizer, recipe.seed)
+    check_student_length(model, recipe.student.max_length)
     if recipe.stages[0].freeze_embeddings:
         model.get_input_embeddings().weight.requires_grad_(False)
     return LanguageStudent(model, tokenizer, recipe.objective).to(spec.device)

@@ -50,7 +50,8 @@ def plan_chunks(recipe: LanguageRecipe, directory: RunDirectory) -> dict[str, Pl
     """Materialises the corpora that a recipe's stages and evaluation use, and cuts them into chunks.
 
     Raises:
-        RecipeError: The student has no tokenizer of use, or shorter sequences than a corpus's chunks.
+        RecipeError: The student has no tokenizer of use, or shorter sequences than a corpus's chunks; or
+            nothing is left to train on.
         CorpusError: A corpus cannot be used.
         RefusedError: A corpus is not what this run was planned with.
     """
@@ -69,6 +70,12 @@ def plan_chunks(recipe: LanguageRecipe, directory: RunDirectory) -> dict[str, Pl
     evaluation = [part for name in recipe.evaluation.corpora for part in found[name].parts]
     for name in trained:
         shared = find_shared_chunks(found[name].parts, evaluation)
+        if len(shared) == sum(part.num_rows for part in found[name].parts):
+            stage = [stage.corpus for stage in recipe.stages].index(name)
+            raise RecipeError(
+                f"all documents of {name} are those of an evaluation corpus, which are not trained on",
+                field=f"stages.{stage}.corpus",
+            )
         if len(shared):
             path = write_rows(shared, directory.cache / "dropped")
             found[name] = PlannedText(found[name].parts, found[name].spec, str(path), len(shared))

@@ -62,6 +62,12 @@ def test_documents_of_an_evaluation_corpus_are_not_trained_on(
     assert "1 empty documents left out" in said
 
 
+def test_a_corpus_of_evaluation_documents_alone_is_refused(project: LanguageProject) -> None:
+    project.write_documents("train", make_documents(8, seed=2)[:5])
+    with pytest.raises(RecipeError, match=r"stages.0.corpus: all documents of train are those of an evalu"):
+        plan(project)
+
+
 def test_chunks_longer_than_the_students_sequences_are_refused(project: LanguageProject) -> None:
     init = {"kind": "layers", "model": str(project.model)}
     with pytest.raises(RecipeError, match=r"corpora.train.max_length: chunks of 16 tokens .* sequences of 8"):
