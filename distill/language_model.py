@@ -163,8 +163,10 @@ def _copy_layers(model: Any, kept: Sequence[int], overrides: dict[str, Any], obj
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     try:
-        if isinstance(getattr(config, "layer_types", None), list):
-            config.layer_types = [config.layer_types[layer] for layer in kept]
+        for name, value in config.to_dict().items():
+            # What is said of each layer, such as its type or whether it rotates, goes with the layer.
+            if "layer" in name and isinstance(value, list) and len(value) == num_layers:
+                setattr(config, name, [value[layer] for layer in kept])
         config.num_hidden_layers = len(kept)
         for name, value in overrides.items():
             setattr(config, name, value)

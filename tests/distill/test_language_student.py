@@ -125,6 +125,18 @@ def test_a_cut_down_copy_has_the_chosen_layers_and_all_that_lies_round_them(
         )
 
 
+def test_what_a_configuration_says_of_each_layer_goes_with_the_layer(
+    causal: TinyLanguage, tmp_path: Path
+) -> None:
+    # Of every fourth layer SmolLM3 rotates nothing.
+    smollm3 = {"model_type": "smollm3", "num_hidden_layers": 5, "no_rope_layers": [1, 0, 0, 1, 0]}
+    whole = save_model(causal, tmp_path / "whole", **smollm3)
+    init = LanguageLayersInit(kind="layers", model=str(whole), layers=3, take="spread")
+    cut = LanguageStudent.from_job(causal.job("a", init=init)).model
+    assert cut.config.no_rope_layers == [1, 0, 0]
+    assert [layer.self_attn.use_rope for layer in cut.model.layers] == [1, 0, 0]
+
+
 def test_the_same_seed_gives_the_same_student(causal: TinyLanguage) -> None:
     one, two, other = (
         LanguageStudent.from_job(causal.job("a", seed=seed)).state_dict() for seed in (1, 1, 2)
