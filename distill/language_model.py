@@ -139,7 +139,8 @@ def _build(init: LanguageConfigInit, objective: Objective, tokenizer: Any, seed:
             f"model_type is {model_type!r}, which transformers does not know; try llama or bert",
             field=f"{_FIELD}.config.model_type",
         )
-    fields.setdefault("vocab_size", len(tokenizer))
+    # Ids may leave gaps.
+    fields.setdefault("vocab_size", max(tokenizer.get_vocab().values()) + 1)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         # Those of the architecture may lie outside a smaller vocabulary.
         fields.setdefault(name, getattr(tokenizer, name))

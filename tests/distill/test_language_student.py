@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -14,9 +16,10 @@ from transformers import (
     AutoTokenizer,
     BertTokenizer,
     LlamaForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
-from distill.language_model import choose_layers
+from distill.language_model import build_language_model, choose_layers
 from distill.language_student import LanguageStudent, as_losses
 from distill.stored_targets import StoredTargets
 from distill.token_losses import LossSpec, LossTerm
@@ -169,6 +172,14 @@ def test_a_vocabulary_that_is_too_small_is_refused_and_a_padded_one_is_not(causa
         LanguageStudent.from_job(causal.job("a", config={"vocab_size": VOCAB - 1}))
     padded = LanguageStudent.from_job(causal.job("a", config={"vocab_size": VOCAB + 6}))
     assert padded.head.weight.shape[0] == VOCAB + 6
+
+
+def test_a_random_model_has_room_for_the_tokenizers_highest_id() -> None:
+    words = Tokenizer(WordLevel({"a": 0, "b": 1, "c": 9}, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    init = LanguageConfigInit(kind="config", config=LLAMA, tokenizer="unread")
+    assert len(tokenizer) == 3
+    assert build_language_model(init, "causal", tokenizer, 0).config.vocab_size == 10
 
 
 def test_sequences_longer_than_the_models_positions_are_an_error(causal: TinyLanguage) -> None:
