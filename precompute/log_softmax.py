@@ -32,7 +32,7 @@ _BLOCK = 64
 _SAFE_MASS = 1e-20
 _LOG2_E = math.log2(math.e)
 # Of float32 logits that go through all passes together on a CPU; two buffers more are in use.
-_CACHED_BYTES = 2**20
+_CACHED_BYTES = 2**21
 
 
 class Buffers:
@@ -61,19 +61,21 @@ class Softmax:
     """The distributions of N positions.
 
     Attributes:
-        shifted_NV: Logits less the largest of their position, float32; not to be written to.
-        powers_NV: ``exp(shifted_NV)``, float32. Whoever takes probabilities out writes 0 there.
-        tops_NA: Largest logit of each whole block of ids.
-        log_sum_N: Log of the sum of ``exp(shifted_NV)``, so that ``log p = shifted - log_sum``.
+        logits_NV: Not to be written to.
+        top_N: The largest of each position, float32.
+        tops_NA: The largest of each whole block of ids.
+        powers_NV: ``exp(logits - top)``, float32. Whoever takes probabilities out writes 0 there.
+        log_sum_N: Log of its sums, so that ``log p = logits - top - log_sum``.
         lse_N: Log-sum-exp of the logits.
         entropy_N: ``-sum_v p_v log p_v`` in nats.
         lse_grid_NG: Log-sum-exp of logits / T for each T of the grid.
         is_finite_N: False for a position that is NaN, +inf or all -inf: it has the uniform distribution.
     """
 
-    shifted_NV: Tensor
-    powers_NV: Tensor
+    logits_NV: Tensor
+    top_N: Tensor
     tops_NA: Tensor
+    powers_NV: Tensor
     log_sum_N: Tensor
     lse_N: Tensor
     entropy_N: Tensor
@@ -87,7 +89,7 @@ class Softmax:
         Args:
             logits_NV: Of any floating dtype.
             grid: Temperatures above 0.
-            buffers: Hold ``shifted_NV`` and ``powers_NV``.
+            buffers: Hold ``powers_NV``.
         """
         passes = _Passes(logits_NV, grid, buffers)
         for rows in _cut_rows(logits_NV):
@@ -96,24 +98,29 @@ class Softmax:
 
     def log_probs(self) -> Tensor:
         """Returns log p of all ids, float32[N, V]."""
-        return self.shifted_NV - self.log_sum_N[:, None]
+        return self._shift(self.logits_NV).sub_(self.log_sum_N[:, None])
 
     def log_probs_of(self, ids_NJ: Tensor) -> Tensor:
         """Returns log p of some ids, float32[N, J]."""
-        return self.shifted_NV.gather(1, ids_NJ) - self.log_sum_N[:, None]
+        return self._shift(self.logits_NV.gather(1, ids_NJ)).sub_(self.log_sum_N[:, None])
 
     def top_ids(self, k: int) -> Tensor:
         """Returns the ids of the k most probable, see ``top_ids``."""
-        return top_ids(self.shifted_NV, k, self.tops_NA)
+        return top_ids(self.logits_NV, k, self.tops_NA)
 
     def rank_ids(self, k: int) -> Tensor:
         """Returns the ids of the k most probable, see ``rank_ids``."""
-        return rank_ids(self.shifted_NV, k, self.tops_NA)
+        return rank_ids(self.logits_NV, k, self.tops_NA)
 
     def raise_to(self, exponent: float) -> tuple[Tensor, Tensor]:
-        """Returns ``exp(exponent shifted)`` and the log of its sums, ``[N]``; ``exponent`` is above 0."""
-        powers_NV = Buffers().take("raised", self.shifted_NV)
-        return powers_NV, _exponentiate(self.shifted_NV, exponent, powers_NV).sum(dim=1).log()
+        """Returns ``exp(exponent (logits - top))`` and the log of its sums, ``[N]``.
+
+        Args:
+            exponent: Above 0.
+        """
+        powers_NV = Buffers().take("raised", self.logits_NV)
+        torch.sub(self.logits_NV, self.top_N[:, None], out=powers_NV)
+        return powers_NV, _exponentiate(powers_NV, exponent, powers_NV).sum(dim=1).log()
 
     def take_out(self, rows_S: Tensor, ids_S: Tensor) -> Tensor:
         """Sets the probabilities of some entries to 0.
@@ -130,13 +137,17 @@ class Softmax:
         log_rest_N = rest_N.log() - self.log_sum_N
         small_M = (rest_N < _SAFE_MASS).nonzero()[:, 0]
         if len(small_M):
-            shifted_MV = self.shifted_NV[small_M]
+            shifted_MV = self.logits_NV[small_M].float() - self.top_N[small_M, None]
             places_N = torch.full_like(rest_N, -1, dtype=torch.int64)
             places_N[small_M] = torch.arange(len(small_M), device=small_M.device)
             is_small_S = places_N[rows_S] >= 0
             shifted_MV[places_N[rows_S][is_small_S], ids_S[is_small_S]] = -torch.inf
             log_rest_N[small_M] = shifted_MV.logsumexp(dim=1) - self.log_sum_N[small_M]
         return log_rest_N.clamp_(max=0)
+
+    def _shift(self, logits_NJ: Tensor) -> Tensor:
+        """Returns logits less the largest of their position, float32."""
+        return logits_NJ.float() - self.top_N[:, None]
 
 
 class _Passes:
@@ -146,7 +157,6 @@ class _Passes:
         (num, vocab), device = logits_NV.shape, logits_NV.device
         self._logits_NV = logits_NV
         self._grid = tuple(grid)
-        self._shifted_NV = buffers.take("shifted", logits_NV)
         self._powers_NV = buffers.take("powers", logits_NV)
         self._buffers = buffers
         self._tops_NA = logits_NV.new_empty(num, vocab // _BLOCK)
@@ -155,9 +165,8 @@ class _Passes:
 
     def go(self, rows: slice) -> None:
         """Adds some rows."""
-        logits_MV, shifted_MV, powers_MV = (
-            one[rows] for one in (self._logits_NV, self._shifted_NV, self._powers_NV)
-        )
+        logits_MV, powers_MV = self._logits_NV[rows], self._powers_NV[rows]
+        shifted_MV, scratch_MV = (self._buffers.take(name, logits_MV) for name in ("shifted", "scratch"))
         top_M, tops_MA = self._top_N[rows], self._tops_NA[rows]
         inner = tops_MA.shape[1] * _BLOCK
         if inner:
@@ -167,44 +176,49 @@ class _Passes:
         top_M.copy_(parts[0] if len(parts) == 1 else torch.maximum(*parts))
         torch.sub(logits_MV, top_M[:, None], out=shifted_MV)
         torch.sum(_exponentiate(shifted_MV, 1, powers_MV), dim=1, out=self._sum_N[rows])
-        scratch_MV = self._buffers.take("scratch", shifted_MV)
-        torch.mul(powers_MV, shifted_MV, out=scratch_MV)
-        torch.sum(scratch_MV, dim=1, out=self._product_N[rows])
         for sum_N, temperature in zip(self._sums_GN, self._grid, strict=True):
             torch.sum(_exponentiate(shifted_MV, 1 / temperature, scratch_MV), dim=1, out=sum_N[rows])
+        torch.sum(shifted_MV.mul_(powers_MV), dim=1, out=self._product_N[rows])
 
     def finish(self) -> Softmax:
         """Puts the numbers of all rows together."""
         top_N, sum_N = self._top_N, self._sum_N
         is_finite_N = top_N.isfinite() & sum_N.isfinite()
         if not bool(is_finite_N.all()):
-            wrong_N, vocab = ~is_finite_N, self._logits_NV.shape[1]
-            for values, value in (
-                (self._shifted_NV, 0),
-                (self._powers_NV, 1),
-                (self._tops_NA, 0),
-                (top_N, 0),
-                (sum_N, vocab),
-                (self._product_N, 0),
-                (self._sums_GN.T, vocab),
-            ):
-                values[wrong_N] = value
-        if not bool(self._product_N.isfinite().all()):
+            self._make_uniform(~is_finite_N)
+        wrong_N = ~self._product_N.isfinite()
+        if bool(wrong_N.any()):
             # 0 log 0 is 0.
-            products_NV = torch.mul(self._powers_NV, self._shifted_NV).nan_to_num_(nan=0.0)
-            self._product_N = products_NV.sum(dim=1)
+            products_MV = (self._logits_NV[wrong_N].float() - top_N[wrong_N, None]) * self._powers_NV[wrong_N]
+            self._product_N[wrong_N] = products_MV.nan_to_num_(nan=0.0).sum(dim=1)
         log_sum_N = sum_N.log()
         temperatures_G1 = top_N.new_tensor(self._grid)[:, None]
         return Softmax(
-            shifted_NV=self._shifted_NV,
-            powers_NV=self._powers_NV,
+            logits_NV=self._logits_NV,
+            top_N=top_N,
             tops_NA=self._tops_NA,
+            powers_NV=self._powers_NV,
             log_sum_N=log_sum_N,
             lse_N=top_N + log_sum_N,
             entropy_N=log_sum_N - self._product_N / sum_N,
             lse_grid_NG=(top_N / temperatures_G1 + self._sums_GN.log()).T.contiguous(),
             is_finite_N=is_finite_N,
         )
+
+    def _make_uniform(self, wrong_N: Tensor) -> None:
+        """Replaces positions by ones whose logits are all 0."""
+        self._logits_NV = self._logits_NV.clone()
+        vocab = self._logits_NV.shape[1]
+        for values, value in (
+            (self._logits_NV, 0),
+            (self._top_N, 0),
+            (self._tops_NA, 0),
+            (self._powers_NV, 1),
+            (self._sum_N, vocab),
+            (self._product_N, 0),
+            (self._sums_GN.T, vocab),
+        ):
+            values[wrong_N] = value
 
 
 def _cut_rows(values_NV: Tensor) -> list[slice]:
@@ -273,16 +287,39 @@ def _find_largest(values_NV: Tensor, num: int, tops_NA: Tensor | None) -> tuple[
     blocks_NAB = _in_blocks(values_NV)
     if tops_NA is None:
         tops_NA = blocks_NAB.amax(dim=2)
-    best_NJ = tops_NA.topk(num, dim=1, sorted=False).indices
+    best = tops_NA.topk(num, dim=1, sorted=False)
+    best_NJ = best.indices
     rows_N1 = torch.arange(len(values_NV), device=values_NV.device)[:, None]
     inner = tops_NA.shape[1] * _BLOCK
     # What is left over of the vocabulary goes behind the chosen blocks.
     candidates_NC = torch.cat([blocks_NAB[rows_N1, best_NJ].flatten(1), values_NV[:, inner:]], dim=1)
-    found = candidates_NC.topk(num, dim=1)
-    blocks_NJ = best_NJ.gather(1, (found.indices // _BLOCK).clamp(max=num - 1))
-    ids_NJ = blocks_NJ * _BLOCK + found.indices % _BLOCK
-    behind_NJ = found.indices - num * _BLOCK
-    return found.values, torch.where(behind_NJ >= 0, inner + behind_NJ, ids_NJ)
+    values_NJ, places_NJ = _find_above(candidates_NC, best.values.amin(dim=1), num)
+    blocks_NJ = best_NJ.gather(1, (places_NJ // _BLOCK).clamp(max=num - 1))
+    behind_NJ = places_NJ - num * _BLOCK
+    ids_NJ = torch.where(behind_NJ >= 0, inner + behind_NJ, blocks_NJ * _BLOCK + places_NJ % _BLOCK)
+    return values_NJ, ids_NJ
+
+
+def _find_above(values_NC: Tensor, bound_N: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """Returns the ``num`` largest values of each row, largest first, and their places.
+
+    Few are as large as the bound, which makes this quicker than ``topk`` over all.
+
+    Args:
+        values_NC: At least ``num`` of each row are at or above the bound.
+        bound_N: Of each row.
+        num: How many.
+    """
+    rows_M, places_M = (values_NC >= bound_N[:, None]).nonzero(as_tuple=True)
+    counts_N = torch.bincount(rows_M, minlength=len(values_NC))
+    within_M = torch.arange(len(rows_M), device=rows_M.device) - (counts_N.cumsum(0) - counts_N)[rows_M]
+    shape = (len(values_NC), int(counts_N.max()))
+    above_NJ = values_NC.new_full(shape, -torch.inf)
+    above_NJ[rows_M, within_M] = values_NC[rows_M, places_M]
+    places_NJ = rows_M.new_zeros(shape)
+    places_NJ[rows_M, within_M] = places_M
+    found = above_NJ.topk(num, dim=1)
+    return found.values, places_NJ.gather(1, found.indices)
 
 
 class Intervals:
