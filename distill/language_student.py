@@ -97,13 +97,22 @@ class LanguageStudent(nn.Module):
         """Takes a model from ``build_language_model`` apart.
 
         Raises:
-            RecipeError: Its logits are not those of one Linear, with a factor and a soft cap.
+            RecipeError: Its logits are not those of one Linear, with a factor and a soft cap, or masked
+                layers see a window of tokens.
         """
         super().__init__()
         linear = model.get_output_embeddings()
         if not isinstance(linear, nn.Linear):
             raise RecipeError(
                 f"{type(model).__name__} has no Linear as its output head", field="student.init"
+            )
+        kinds = getattr(model.config, "layer_types", None) or ()
+        if objective == "masked" and "sliding_attention" in kinds:
+            # A mask of blocks takes the place of the window's, and a short probe does not tell.
+            raise RecipeError(
+                f"some layers of a {model.config.model_type} see a window of tokens, which packing does not "
+                "keep to; choose another architecture",
+                field="student.init",
             )
         self.model = model
         self.tokenizer = tokenizer

@@ -16,6 +16,7 @@ from transformers import (
     AutoTokenizer,
     BertTokenizer,
     LlamaForCausalLM,
+    ModernBertConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -223,6 +224,17 @@ def test_a_model_that_makes_its_logits_in_another_way_is_refused(causal: TinyLan
     model.__class__ = Scaled
     with pytest.raises(RecipeError, match="a llama makes its logits in a way that is not known"):
         LanguageStudent(model, tokenizer, "causal")
+
+
+def test_a_masked_model_with_layers_of_a_window_is_refused() -> None:
+    # The mask that keeps rows apart would replace the window, which a short probe does not show.
+    config = ModernBertConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    model = AutoModelForMaskedLM.from_config(config)
+    with pytest.raises(RecipeError, match="layers of a modernbert see a window of tokens"):
+        LanguageStudent(model, None, "masked")
 
 
 def test_a_checkpoint_without_a_head_or_a_config_of_no_model_is_an_error(
