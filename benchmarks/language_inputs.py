@@ -148,39 +148,48 @@ class OpenStore:
         self.writer.finish()
 
 
-Medians = dict[str, float]
+@dataclass(frozen=True)
+class Laps:
+    """Seconds of one way, by round: on the wall, and of processors, which other programs disturb less."""
+
+    wall: list[float]
+    processor: list[float]
 
 
-def interleave(
-    ways: Mapping[str, Callable[[int], None]], rounds: int, warm_up: int = 1
-) -> dict[str, list[float]]:
-    """Returns the wall seconds of each way in each round, warm-up left out.
+def interleave(ways: Mapping[str, Callable[[int], None]], rounds: int, warm_up: int = 1) -> dict[str, Laps]:
+    """Times each way in each round, warm-up left out.
 
     The ways take turns in an order that moves on with each round. A way hears the number of the round.
     """
     names = list(ways)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    laps = {name: Laps([], []) for name in names}
     for number in range(rounds + warm_up):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             ways[name](number)
+            ended = time.perf_counter(), time.process_time()
             if number >= warm_up:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+                laps[name].wall.append(ended[0] - started[0])
+                laps[name].processor.append(ended[1] - started[1])
+    return laps
 
 
-def compare(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str, float]]:
+def compare(laps: Mapping[str, Laps], base: str) -> dict[str, dict[str, float]]:
     """Returns, for each way, the ratio of its median time to that of ``base``, and of the rounds."""
     found = {}
-    for name, values in seconds.items():
-        each = [own / other for own, other in zip(values, seconds[base], strict=True)]
+    for name, own in laps.items():
+        other = laps[base]
+        each = [one / two for one, two in zip(own.wall, other.wall, strict=True)]
         found[name] = {
-            "median_s": round(statistics.median(values), 4),
-            "ratio": round(statistics.median(values) / statistics.median(seconds[base]), 4),
+            "median_s": round(statistics.median(own.wall), 4),
+            "ratio": round(statistics.median(own.wall) / statistics.median(other.wall), 4),
             "median_of_round_ratios": round(statistics.median(each), 4),
             "least_round_ratio": round(min(each), 4),
             "largest_round_ratio": round(max(each), 4),
+            "processor_ratio": round(
+                statistics.median(own.processor) / statistics.median(other.processor), 4
+            ),
         }
     return found
 

@@ -110,6 +110,7 @@ def measure_speed(options: argparse.Namespace, root: Path) -> dict[str, Any]:
             "tokens_per_s": round(bench.shard_tokens / times["median_s"], 1),
             "tokens_per_s_over_bare": round(1 / times["ratio"], 3),
             "median_of_rounds": round(1 / times["median_of_round_ratios"], 3),
+            "by_processor_time": round(1 / times["processor_ratio"], 3),
             "rounds": [round(1 / times[f"{which}_round_ratio"], 3) for which in ("largest", "least")],
         }
         for name, times in found.items()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import codecs, language_precompute, token_decode
-from benchmarks.language_inputs import QUICK_POLICIES, compare, interleave
+from benchmarks.language_inputs import QUICK_POLICIES, Laps, compare, interleave
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,9 +62,10 @@ def test_steps_are_compared_in_time_and_memory() -> None:
 def test_ways_take_turns_and_ratios_are_of_medians() -> None:
     heard: list[tuple[str, int]] = []
     ways = {name: lambda number, name=name: heard.append((name, number)) for name in ("a", "b")}
-    seconds = interleave(ways, rounds=2, warm_up=1)
+    laps = interleave(ways, rounds=2, warm_up=1)
     assert heard == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
-    assert [len(values) for values in seconds.values()] == [2, 2]
-    found = compare({"a": [1.0, 2.0, 3.0], "b": [2.0, 8.0, 3.0]}, "a")["b"]
+    assert [len(lap.wall) for lap in laps.values()] == [2, 2]
+    found = compare({"a": Laps([1.0, 2.0, 3.0], [1.0] * 3), "b": Laps([2.0, 8.0, 3.0], [4.0] * 3)}, "a")["b"]
     assert (found["ratio"], found["median_of_round_ratios"]) == (1.5, 2.0)
     assert (found["least_round_ratio"], found["largest_round_ratio"]) == (1.0, 4.0)
+    assert found["processor_ratio"] == 4.0
