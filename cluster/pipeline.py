@@ -14,7 +14,7 @@ from cluster.console import say
 from cluster.planning import PlannedCorpus, plan_corpora
 from cluster.run_context import Run, RunOptions, RunResult, start_run
 from cluster.run_directory import RunDirectory, read_lock
-from cluster.stores_lock import check_locked, write_lock
+from cluster.stores_lock import check_locked, check_made, write_lock
 from schemas.errors import RecipeError
 from schemas.recipe import Recipe
 from schemas.records import StoresLock
@@ -65,6 +65,7 @@ def distill_recipe(recipe: Recipe, options: RunOptions) -> Path:
 
     with start_run(recipe, options) as run:
         lock = read_lock(run.directory)
+        check_made(recipe, lock)
         with run.steps.step("plan"):
             planned = plan_corpora(recipe, run.directory)
             check_locked({name: corpus.parts for name, corpus in planned.items()}, lock)

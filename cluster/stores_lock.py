@@ -1,18 +1,24 @@
 """``stores.lock.json``: which corpora and stores a run's students read.
 
-Invariant: stores of teachers that were not asked for this time stay locked while their plan is the same
-(tests/cluster/test_stores_lock.py).
+Invariants (tests/cluster/test_stores_lock.py):
+    1. Stores of teachers that were not asked for this time stay locked while their plan is the same.
+    2. A student is not trained from a store that was made otherwise than the recipe says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cluster.run_context import AnyRun
 from cluster.run_directory import read_lock
+from precompute.generation import asked_of_classifier, asked_of_language_model
 from precompute.materialised import MaterialisedPart
+from precompute.near_miss import differing_values
+from schemas.any_recipe import AnyRecipe
 from schemas.digest import write_document
 from schemas.errors import RefusedError
+from schemas.language import LanguageRecipe
 from schemas.plan import make_plan
 from schemas.records import LockedPart, StoresLock
 from schemas.rows import open_rows
@@ -63,6 +69,36 @@ def check_locked(corpora: Mapping[str, Sequence[MaterialisedPart]], lock: Stores
                 f"corpus {name} has changed since its stores were made; run `tmkd precompute` with this "
                 "recipe again"
             )
+
+
+def check_made(recipe: AnyRecipe, lock: StoresLock) -> None:
+    """Compares locked stores with what the recipe asks of their teachers now.
+
+    Weights and texts are not looked at: no teacher is opened here.
+
+    Raises:
+        RefusedError: A store was made otherwise.
+        DataError: A store is gone or damaged.
+    """
+    named = {teacher.name for teacher in recipe.teachers if teacher.model is not None}
+    for name, parts in lock.corpora.items():
+        for part in parts:
+            for teacher in named & part.stores.keys() if name in recipe.corpora else ():
+                made = load_identity(open_storage(part.stores[teacher])).generation
+                asked = _asked(recipe, teacher, name)
+                differing = differing_values({key: made.get(key) for key in asked}, asked)
+                if differing:
+                    raise RefusedError(
+                        f"the store of teacher {teacher} over {name}/{part.part} is not what the recipe asks "
+                        "for now; run `tmkd precompute` with it, or restore it",
+                        differing=differing,
+                    )
+
+
+def _asked(recipe: AnyRecipe, teacher: str, corpus: str) -> dict[str, Any]:
+    if isinstance(recipe, LanguageRecipe):
+        return asked_of_language_model(recipe.teacher(teacher))
+    return asked_of_classifier(recipe.teacher(teacher), recipe.corpora[corpus])
 
 
 def keep_stores(lock: StoresLock, before: StoresLock) -> StoresLock:

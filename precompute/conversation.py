@@ -28,8 +28,8 @@ def encode_conversation(tokenizer: Any, text: str) -> tuple[npt.NDArray[np.int32
         ids int32[T], loss mask uint8[T].
 
     Raises:
-        ValueError: The template refuses the conversation, or writes its start in another way when it goes
-            on, so that replies cannot be found.
+        ValueError: The assistant begins; or the template refuses the conversation, or writes its start in
+            another way when it goes on, so that replies cannot be found.
     """
     messages = json.loads(text)
     whole = _render(tokenizer, messages)
@@ -37,7 +37,9 @@ def encode_conversation(tokenizer: Any, text: str) -> tuple[npt.NDArray[np.int32
     for position, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _render(tokenizer, messages[:position], ask=True) if position else ""
+        if not position:
+            raise ValueError("it begins with the assistant, so that nothing asks for the first reply")
+        before = _render(tokenizer, messages[:position], ask=True)
         after = _render(tokenizer, messages[: position + 1])
         if not after.startswith(before) or not whole.startswith(after.rstrip()):
             raise ValueError(

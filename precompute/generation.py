@@ -59,8 +59,12 @@ def describe_generation(
         TeacherError: The directory has no configuration or no safetensors.
         ResourceError: The hub cannot be reached.
     """
+    return {**_describe_model(teacher, model_path, revision, cache), **asked_of_classifier(teacher, corpus)}
+
+
+def asked_of_classifier(teacher: Teacher, corpus: Corpus) -> dict[str, Any]:
+    """Returns the fields of ``describe_generation`` that the recipe decides, whatever the model."""
     return {
-        **_describe_model(teacher, model_path, revision, cache),
         "max_length": teacher.max_length,
         "truncation": teacher.truncation,
         "columns": list(range(len(corpus.text))),
@@ -96,9 +100,19 @@ def describe_token_generation(
     )
     return {
         **_describe_model(teacher, model_path, revision, cache),
+        **asked.model_dump(mode="json"),
+        **asked_of_language_model(teacher),
+    }
+
+
+def asked_of_language_model(teacher: LanguageTeacher) -> dict[str, Any]:
+    """Returns the fields of ``describe_token_generation`` that the teacher's recipe decides."""
+    return {
         "dtype": teacher.dtype,
         "attention": teacher.attention,
-        **asked.model_dump(mode="json"),
+        "policy": teacher.keep.model_dump(mode="json"),
+        "grid": list(teacher.temperatures),
+        "codec": teacher.codec,
     }
 
 

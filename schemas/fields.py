@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _check_gpus(num_gpus: float) -> float:
+    if num_gpus > 1 and num_gpus != int(num_gpus):
+        raise ValueError("is a share of one GPU, or a whole number of them")
+    return num_gpus
+
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_check_gpus)]
 Arm = Literal["golden", "1-o-1", "1avg-o-1", "m-o-m", "m-o-1", "tkd", "tmkd"]
 
 

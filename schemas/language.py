@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.fields import Count, Dtype, Frozen, Name
+from schemas.fields import Count, Dtype, Frozen, Gpus, Name
 from schemas.policy import AnyPolicy, KeepPolicy, TopKPolicy
 from schemas.teacher import StoreOptions
 from schemas.text_corpus import TextCorpus
@@ -62,7 +62,7 @@ class LanguageTeacher(Frozen):
     chunk_positions: Count = 256
     num_actors: Count = 1
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1
-    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+    gpus_per_actor: Gpus = 0
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     trust_remote_code: bool = False
     weight: Annotated[float, Field(ge=0)] = 1.0

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.fields import Count, Dtype, Frozen, Name
+from schemas.fields import Count, Dtype, Frozen, Gpus, Name
 from schemas.policy import DensePolicy, KeepPolicy
 from schemas.training import TeacherTraining
 
@@ -40,7 +40,7 @@ class Teacher(Frozen):
     keep: KeepPolicy = Field(default_factory=DensePolicy)
     num_actors: Count = 1
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1
-    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+    gpus_per_actor: Gpus = 0
     trust_remote_code: bool = False
 
     @model_validator(mode="after")

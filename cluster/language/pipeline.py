@@ -15,7 +15,7 @@ from cluster.language.models import find_init, find_teachers
 from cluster.language.planning import PlannedText, plan_chunks, say_dropped
 from cluster.run_context import RunOf, RunOptions, RunResult, start_run
 from cluster.run_directory import RunDirectory, read_lock
-from cluster.stores_lock import check_locked, write_lock
+from cluster.stores_lock import check_locked, check_made, write_lock
 from schemas.errors import RecipeError
 from schemas.language import LanguageRecipe
 from schemas.records import StoresLock
@@ -64,6 +64,7 @@ def distill_recipe(recipe: LanguageRecipe, options: RunOptions) -> Path:
 
     with start_run(recipe, options) as run:
         lock = read_lock(run.directory)
+        check_made(recipe, lock)
         with run.steps.step("plan"):
             planned = plan_chunks(recipe, run.directory)
             check_locked({name: corpus.parts for name, corpus in planned.items()}, lock)

@@ -153,6 +153,18 @@ def test_a_store_made_otherwise_is_refused_unless_a_new_one_is_asked_for(
     assert "policy" in capsys.readouterr().err
 
 
+def test_distill_refuses_stores_that_were_made_otherwise_than_the_recipe_says(
+    project: LanguageProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Precompute was not run again after the recipe had been edited."""
+    for change, told in (("keep.k=6", "policy.k: 5 -> 6"), ("dtype=bfloat16", "dtype: float32 -> bfloat16")):
+        assert run_command(["distill", project.recipe(), "--set", f"teachers.head.{change}"]) == 4
+        said = capsys.readouterr().err
+        assert "the store of teacher head over train/train is not what the recipe asks for now" in said
+        assert told in said
+        assert "tmkd precompute" in said
+
+
 def test_a_masked_model_runs_from_end_to_end(tmp_path: Path) -> None:
     project = LanguageProject(tmp_path, "masked")
     assert run_command(["run", project.recipe(compare={"arms": []})]) == 0

@@ -113,6 +113,15 @@ def test_another_recipe_under_the_same_name_is_refused(
     assert "alpha: 0.9 -> 0.25" in capsys.readouterr().err
 
 
+def test_distill_refuses_stores_that_were_made_otherwise_than_the_recipe_says(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["distill", project.recipe(), "--set", "teachers.first.max_length=16"]) == 4
+    said = capsys.readouterr().err
+    assert "the store of teacher first over unlabelled/unlabelled is not what the recipe asks for now" in said
+    assert "max_length: 32 -> 16" in said
+
+
 def test_a_store_made_otherwise_is_refused_unless_a_new_one_is_asked_for(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -173,3 +173,9 @@ def test_ids_and_masks_have_the_dtypes_of_their_columns(tmp_path: Path) -> None:
     _, table = open_chunks(chunk(make_corpus(path), tmp_path).rows_path)
     chunks = view_chunks(table)
     assert (chunks.input_ids.dtype, chunks.loss_mask.dtype) == (np.int32, np.uint8)
+
+
+def test_a_conversation_that_the_assistant_begins_is_refused() -> None:
+    """What introduces its first reply cannot be told from the reply."""
+    with pytest.raises(ValueError, match="it begins with the assistant"):
+        encode_conversation(make_tokenizer(), canonical_json(CHAT[1:]).decode())

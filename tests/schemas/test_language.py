@@ -54,6 +54,10 @@ def test_a_recipe_reads_back_from_its_own_dump_as_itself() -> None:
         ),
         ({"stages": [stage(losses=[{"name": "unbiased_kl"}])]}, "unbiased_kl is biased on the top_k store"),
         ({"evaluation": {"corpora": ["nope"]}}, "evaluation.corpora.0: no corpus"),
+        (
+            {"teachers": [{"name": "big", "model": "m", "gpus_per_actor": 1.5, "device_map": "auto"}]},
+            "is a share of one GPU, or a whole number of them",
+        ),
         ({"deepspeed": {"train_batch_size": 8}}, "follow from the stages"),
         (
             {"corpora": {"docs": {"messages": "chat", "parts": [{"kind": "docstrings"}]}}},
