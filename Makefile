@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart lm-quickstart test test-slow test-gpu check lint benchmarks reliability wheel clean
+.PHONY: quickstart lm-quickstart test test-slow test-gpu check lint benchmarks language-benchmarks reliability wheel clean
 
 quickstart: $(STAMP)
 	$(BIN)/tmkd run recipes/quickstart.yaml
@@ -35,6 +35,14 @@ benchmarks: $(STAMP)
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.reader
 	$(BIN)/python -m benchmarks.integrity
+
+# Of language models: MODEL is the directory of a causal one, such as lm-quickstart leaves in runs/cache/models,
+# and TEXT a plain text file.
+language-benchmarks: $(STAMP)
+	$(BIN)/python -m benchmarks.language_precompute --model $(MODEL) --text $(TEXT)
+	$(BIN)/python -m benchmarks.token_decode --model $(MODEL) --text $(TEXT)
+	$(BIN)/python -m benchmarks.codecs --model $(MODEL) --text $(TEXT)
+	$(BIN)/python -m benchmarks.language_step --model $(MODEL) --text $(TEXT)
 
 # Runs for the better part of an hour and writes docs/reliability.md.
 reliability: $(STAMP)
