@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.run_context import RunOptions, RunResult
+from cluster.run_context import RunOptions, RunResult, start_run
 from schemas.any_recipe import AnyRecipe
+from schemas.errors import RecipeError
 from schemas.language import LanguageRecipe
 from schemas.language_evaluation import AnyEvaluation
 from schemas.records import StoresLock
@@ -21,19 +22,44 @@ def run_recipe(recipe: AnyRecipe, options: RunOptions) -> RunResult:
     Raises:
         TmkdError: A step failed; what is finished is kept.
     """
-    result: RunResult = _pipeline_of(recipe).run_recipe(recipe, options)
-    return result
+    from cluster.report import write_report
+
+    pipeline = _pipeline_of(recipe)
+    with start_run(recipe, options) as run:
+        made = pipeline.make_stores(run)
+        with run.steps.step("students"):
+            students = pipeline.train(run, made)
+        student = pipeline.publish(run, students[0], made)
+        evaluation = None
+        if recipe.evaluation.corpora:
+            with run.steps.step("evaluation"):
+                evaluation = pipeline.evaluate(run, made, students)
+        report = write_report(run.directory.run)
+    return RunResult(run.directory.run, student, report, evaluation)
 
 
 def precompute_recipe(recipe: AnyRecipe, options: RunOptions) -> StoresLock:
     """Makes the stores that a recipe's students need."""
-    lock: StoresLock = _pipeline_of(recipe).precompute_recipe(recipe, options)
+    pipeline = _pipeline_of(recipe)
+    used = pipeline.used_teachers(recipe)
+    unused = [name for name in options.teachers if name not in used]
+    if unused:
+        raise RecipeError(
+            f"--teacher: no student uses a teacher named {unused[0]}; there are {', '.join(used) or 'none'}"
+        )
+    with start_run(recipe, options) as run:
+        lock: StoresLock = pipeline.make_stores(run).lock
     return lock
 
 
 def distill_recipe(recipe: AnyRecipe, options: RunOptions) -> Path:
     """Trains the students from the run's locked stores and returns the final one's directory."""
-    student: Path = _pipeline_of(recipe).distill_recipe(recipe, options)
+    pipeline = _pipeline_of(recipe)
+    with start_run(recipe, options) as run:
+        made = pipeline.read_stores(run)
+        with run.steps.step("students"):
+            students = pipeline.train(run, made)
+        student: Path = pipeline.publish(run, students[0], made)
     return student
 
 
@@ -72,6 +98,7 @@ def evaluate_on_recipe(student: Path, recipe: AnyRecipe) -> AnyEvaluation:
 
 
 def _pipeline_of(recipe: AnyRecipe) -> Any:
+    """Returns the module of a task's steps: ``make_stores``, ``read_stores``, ``train``, ``publish``, ..."""
     from cluster import pipeline
     from cluster.language import pipeline as language_pipeline
 

@@ -1,4 +1,4 @@
-"""The steps of a run, in order: plan, teachers, stores, students, evaluation, report.
+"""The steps of a classifier's run, for ``cluster.commands``: plan, teachers, stores, students, evaluation.
 
 Each step finds what an earlier start finished. ``distill`` and what follows read ``stores.lock.json``
 and never open a teacher, apart from the speed measurement of a whole run.
@@ -6,72 +6,98 @@ and never open a teacher, apart from the speed measurement of a whole run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.arms import Inputs, recipe_arms, student_runs, used_teachers
 from cluster.console import say
 from cluster.planning import PlannedCorpus, plan_corpora
-from cluster.run_context import Run, RunOptions, RunResult, start_run
+from cluster.run_context import Run
 from cluster.run_directory import RunDirectory, read_lock
 from cluster.stores_lock import check_locked, check_made, write_lock
-from schemas.errors import RecipeError
+from schemas.evaluation import RunEvaluation
 from schemas.recipe import Recipe
 from schemas.records import StoresLock
 
 if TYPE_CHECKING:
+    from cluster.scoring import FinishedStudent
     from cluster.teacher_model import TeacherModel
 
+__all__ = [
+    "Made",
+    "describe_plan",
+    "evaluate",
+    "make_stores",
+    "publish",
+    "read_stores",
+    "train",
+    "used_teachers",
+]
 
-def run_recipe(recipe: Recipe, options: RunOptions) -> RunResult:
-    """Runs all steps.
 
-    Raises:
-        TmkdError: A step failed; what is finished is kept.
+@dataclass(frozen=True)
+class Made:
+    """What students are trained from.
+
+    Attributes:
+        planned: All corpora.
+        lock: Corpora and stores.
+        models: Of the teachers that have one; none where the stores were there.
     """
+
+    planned: Mapping[str, PlannedCorpus]
+    lock: StoresLock
+    models: Mapping[str, TeacherModel] = field(default_factory=dict)
+
+
+def make_stores(run: Run) -> Made:
+    """Plans, trains the teachers that want it, and makes the stores that the recipe's students need."""
+    from cluster.store_step import make_run_stores, store_requests
+    from cluster.teacher_step import train_teachers
+
+    with run.steps.step("plan"):
+        planned = plan_corpora(run.recipe, run.directory)
+    for name, corpus in planned.items():
+        if corpus.num_dropped:
+            dropped = f"{corpus.num_dropped} unlabelled rows that share a text with an evaluation set"
+            say(f"  {name}: dropped {dropped}")
+    models = train_teachers(run, planned)
+    stores = make_run_stores(run, store_requests(run, planned, models))
+    lock = write_lock(run, {name: corpus.parts for name, corpus in planned.items()}, stores)
+    return Made(planned, lock, models)
+
+
+def read_stores(run: Run) -> Made:
+    """Finds the stores that precompute locked; no teacher is opened."""
+    lock = read_lock(run.directory)
+    check_made(run.recipe, lock)
+    with run.steps.step("plan"):
+        planned = plan_corpora(run.recipe, run.directory)
+        check_locked({name: corpus.parts for name, corpus in planned.items()}, lock)
+    return Made(planned, lock)
+
+
+def train(run: Run, made: Made) -> tuple[FinishedStudent, ...]:
+    """Trains the students; the first one is the run's final student."""
+    from cluster.student_step import train_students
+
+    return train_students(run, _make_inputs(run, made))
+
+
+def publish(run: Run, student: FinishedStudent, _made: Made) -> Path:
+    """Puts the final student to its place."""
+    from cluster.student_step import publish_student
+
+    return publish_student(run, student)
+
+
+def evaluate(run: Run, made: Made, students: Sequence[FinishedStudent]) -> RunEvaluation:
+    """Scores teachers and students over the evaluation corpora."""
     from cluster.evaluation_step import evaluate_students
-    from cluster.report import write_report
-    from cluster.student_step import publish_student, train_students
 
-    with start_run(recipe, options) as run:
-        planned, lock, teachers = _make_stores(run)
-        inputs = make_inputs(run, planned, lock)
-        with run.steps.step("students"):
-            students = train_students(run, inputs)
-        student = publish_student(run, students[0])
-        evaluation = None
-        if recipe.evaluation.corpora:
-            with run.steps.step("evaluation"):
-                evaluation = evaluate_students(run, planned, lock, students, teachers=teachers)
-        report = write_report(run.directory.run)
-    return RunResult(run.directory.run, student, report, evaluation)
-
-
-def precompute_recipe(recipe: Recipe, options: RunOptions) -> StoresLock:
-    """Makes the stores that a recipe's students need."""
-    used = used_teachers(recipe)
-    unused = [name for name in options.teachers if name not in used]
-    if unused:
-        raise RecipeError(
-            f"--teacher: no student uses a teacher named {unused[0]}; there are {', '.join(used) or 'none'}"
-        )
-    with start_run(recipe, options) as run:
-        return _make_stores(run)[1]
-
-
-def distill_recipe(recipe: Recipe, options: RunOptions) -> Path:
-    """Trains the students from the run's locked stores and returns the final one's directory."""
-    from cluster.student_step import publish_student, train_students
-
-    with start_run(recipe, options) as run:
-        lock = read_lock(run.directory)
-        check_made(recipe, lock)
-        with run.steps.step("plan"):
-            planned = plan_corpora(recipe, run.directory)
-            check_locked({name: corpus.parts for name, corpus in planned.items()}, lock)
-        with run.steps.step("students"):
-            students = train_students(run, make_inputs(run, planned, lock))
-        return publish_student(run, students[0])
+    return evaluate_students(run, made.planned, made.lock, students, teachers=made.models)
 
 
 def describe_plan(recipe: Recipe) -> dict[str, Any]:
@@ -102,7 +128,7 @@ def describe_plan(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def make_inputs(run: Run, planned: dict[str, PlannedCorpus], lock: StoresLock) -> Inputs:
+def _make_inputs(run: Run, made: Made) -> Inputs:
     """Collects what the students' jobs read, and hashes their initial weights."""
     from precompute.generation import hash_model
     from schemas.model_ref import resolve_model
@@ -113,21 +139,5 @@ def make_inputs(run: Run, planned: dict[str, PlannedCorpus], lock: StoresLock) -
     if isinstance(init, LayersInit):
         path = resolve_model(init.model, field="student.init.model")
         init_hash = hash_model(path, init.revision, run.directory.hash_cache)
-    dropped = {name: corpus.dropped_rows for name, corpus in planned.items() if corpus.dropped_rows}
-    return Inputs(lock, dropped, init_hash, run.num_threads)
-
-
-def _make_stores(run: Run) -> tuple[dict[str, PlannedCorpus], StoresLock, dict[str, TeacherModel]]:
-    from cluster.store_step import make_run_stores, store_requests
-    from cluster.teacher_step import train_teachers
-
-    with run.steps.step("plan"):
-        planned = plan_corpora(run.recipe, run.directory)
-    for name, corpus in planned.items():
-        if corpus.num_dropped:
-            dropped = f"{corpus.num_dropped} unlabelled rows that share a text with an evaluation set"
-            say(f"  {name}: dropped {dropped}")
-    models = train_teachers(run, planned)
-    stores = make_run_stores(run, store_requests(run, planned, models))
-    lock = write_lock(run, {name: corpus.parts for name, corpus in planned.items()}, stores)
-    return planned, lock, models
+    dropped = {name: corpus.dropped_rows for name, corpus in made.planned.items() if corpus.dropped_rows}
+    return Inputs(made.lock, dropped, init_hash, run.num_threads)

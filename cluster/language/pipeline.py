@@ -1,4 +1,4 @@
-"""The steps of a language run, in order: plan, stores, students, evaluation, report.
+"""The steps of a language run, for ``cluster.commands``: plan, stores, students, evaluation.
 
 Each step finds what an earlier start finished. ``distill`` reads ``stores.lock.json`` and never opens a
 teacher.
@@ -6,72 +6,93 @@ teacher.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.language.arms import LanguageInputs, student_runs, used_teachers
 from cluster.language.models import find_init, find_teachers
 from cluster.language.planning import PlannedText, plan_chunks, say_dropped
-from cluster.run_context import RunOf, RunOptions, RunResult, start_run
+from cluster.run_context import RunOf
 from cluster.run_directory import RunDirectory, read_lock
 from cluster.stores_lock import check_locked, check_made, write_lock
-from schemas.errors import RecipeError
 from schemas.language import LanguageRecipe
+from schemas.language_evaluation import LanguageRunEvaluation
 from schemas.records import StoresLock
 
+if TYPE_CHECKING:
+    from cluster.language.arms import FinishedLanguageStudent
 
-def run_recipe(recipe: LanguageRecipe, options: RunOptions) -> RunResult:
-    """Runs all steps.
+__all__ = [
+    "Made",
+    "describe_plan",
+    "evaluate",
+    "make_stores",
+    "publish",
+    "read_stores",
+    "train",
+    "used_teachers",
+]
 
-    Raises:
-        TmkdError: A step failed; what is finished is kept.
-    """
+
+@dataclass(frozen=True)
+class Made:
+    """What students are trained from: all corpora, and the lock of corpora and stores."""
+
+    planned: Mapping[str, PlannedText]
+    lock: StoresLock
+
+
+def make_stores(run: RunOf[LanguageRecipe]) -> Made:
+    """Plans, and makes the stores that the recipe's students need."""
+    from cluster.language.stores import store_requests
+    from cluster.store_step import make_run_stores
+
+    with run.steps.step("plan"):
+        planned = plan_chunks(run.recipe, run.directory)
+    say_dropped(planned)
+    models = find_teachers(run.recipe, run.directory, used_teachers(run.recipe))
+    stores = make_run_stores(run, store_requests(run, planned, models))
+    lock = write_lock(run, {name: corpus.parts for name, corpus in planned.items()}, stores)
+    return Made(planned, lock)
+
+
+def read_stores(run: RunOf[LanguageRecipe]) -> Made:
+    """Finds the stores that precompute locked; no teacher is opened."""
+    lock = read_lock(run.directory)
+    check_made(run.recipe, lock)
+    with run.steps.step("plan"):
+        planned = plan_chunks(run.recipe, run.directory)
+        check_locked({name: corpus.parts for name, corpus in planned.items()}, lock)
+    return Made(planned, lock)
+
+
+def train(run: RunOf[LanguageRecipe], made: Made) -> tuple[FinishedLanguageStudent, ...]:
+    """Trains the students; the first one is the run's final student."""
+    from cluster.language.students import train_students
+
+    init, init_hash = find_init(run.recipe, run.directory)
+    dropped = {name: corpus.dropped_rows for name, corpus in made.planned.items() if corpus.dropped_rows}
+    chunks = {name: corpus.spec for name, corpus in made.planned.items()}
+    return train_students(run, LanguageInputs(made.lock, chunks, dropped, init, init_hash, run.num_threads))
+
+
+def publish(run: RunOf[LanguageRecipe], student: FinishedLanguageStudent, made: Made) -> Path:
+    """Puts the final student to its place."""
+    from cluster.language.students import publish_student
+
+    return publish_student(run, student, {name: corpus.spec for name, corpus in made.planned.items()})
+
+
+def evaluate(
+    run: RunOf[LanguageRecipe], made: Made, students: Sequence[FinishedLanguageStudent]
+) -> LanguageRunEvaluation:
+    """Measures teachers and students over the evaluation corpora."""
     from cluster.language.evaluation import evaluate_students
-    from cluster.language.students import publish_student, train_students
-    from cluster.report import write_report
 
-    with start_run(recipe, options) as run:
-        planned, lock = _make_stores(run)
-        inputs = make_inputs(run, planned, lock)
-        with run.steps.step("students"):
-            students = train_students(run, inputs)
-        student = publish_student(run, students[0], inputs)
-        evaluation = None
-        if recipe.evaluation.corpora:
-            teachers = find_teachers(recipe, run.directory, used_teachers(recipe))
-            with run.steps.step("evaluation"):
-                evaluation = evaluate_students(run, planned, students, teachers)
-        report = write_report(run.directory.run)
-    return RunResult(run.directory.run, student, report, evaluation)
-
-
-def precompute_recipe(recipe: LanguageRecipe, options: RunOptions) -> StoresLock:
-    """Makes the stores that a recipe's students need."""
-    used = used_teachers(recipe)
-    unused = [name for name in options.teachers if name not in used]
-    if unused:
-        raise RecipeError(
-            f"--teacher: no student uses a teacher named {unused[0]}; there are {', '.join(used) or 'none'}"
-        )
-    with start_run(recipe, options) as run:
-        return _make_stores(run)[1]
-
-
-def distill_recipe(recipe: LanguageRecipe, options: RunOptions) -> Path:
-    """Trains the students from the run's locked stores and returns the final one's directory."""
-    from cluster.language.students import publish_student, train_students
-
-    with start_run(recipe, options) as run:
-        lock = read_lock(run.directory)
-        check_made(recipe, lock)
-        with run.steps.step("plan"):
-            planned = plan_chunks(recipe, run.directory)
-            check_locked({name: corpus.parts for name, corpus in planned.items()}, lock)
-        inputs = make_inputs(run, planned, lock)
-        with run.steps.step("students"):
-            students = train_students(run, inputs)
-        return publish_student(run, students[0], inputs)
+    teachers = find_teachers(run.recipe, run.directory, used_teachers(run.recipe))
+    return evaluate_students(run, made.planned, students, teachers)
 
 
 def describe_plan(recipe: LanguageRecipe) -> dict[str, Any]:
@@ -103,26 +124,3 @@ def describe_plan(recipe: LanguageRecipe) -> dict[str, Any]:
         "arms": list(dict.fromkeys(run.arm for run in student_runs(recipe))),
         "students": [run.name for run in student_runs(recipe)],
     }
-
-
-def make_inputs(
-    run: RunOf[LanguageRecipe], planned: Mapping[str, PlannedText], lock: StoresLock
-) -> LanguageInputs:
-    """Collects what the students' jobs read, and hashes their initial weights."""
-    init, init_hash = find_init(run.recipe, run.directory)
-    dropped = {name: corpus.dropped_rows for name, corpus in planned.items() if corpus.dropped_rows}
-    chunks = {name: corpus.spec for name, corpus in planned.items()}
-    return LanguageInputs(lock, chunks, dropped, init, init_hash, run.num_threads)
-
-
-def _make_stores(run: RunOf[LanguageRecipe]) -> tuple[dict[str, PlannedText], StoresLock]:
-    from cluster.language.stores import store_requests
-    from cluster.store_step import make_run_stores
-
-    with run.steps.step("plan"):
-        planned = plan_chunks(run.recipe, run.directory)
-    say_dropped(planned)
-    models = find_teachers(run.recipe, run.directory, used_teachers(run.recipe))
-    stores = make_run_stores(run, store_requests(run, planned, models))
-    lock = write_lock(run, {name: corpus.parts for name, corpus in planned.items()}, stores)
-    return planned, lock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.language.arms import (
@@ -17,6 +18,7 @@ from cluster.language.student_task import LanguageStudentTask, write_language_ta
 from cluster.run_context import RunOf
 from cluster.student_step import check_stores, run_jobs
 from distill.stage_directory import publish_directory
+from schemas.chunks import ChunkSpec
 from schemas.language import LanguageRecipe
 
 
@@ -40,16 +42,22 @@ def train_students(run: RunOf[LanguageRecipe], inputs: LanguageInputs) -> tuple[
 
 
 def publish_student(
-    run: RunOf[LanguageRecipe], student: FinishedLanguageStudent, inputs: LanguageInputs
+    run: RunOf[LanguageRecipe], student: FinishedLanguageStudent, chunks: Mapping[str, ChunkSpec]
 ) -> Path:
-    """Copies the final student to ``<run>/student``, whole or not at all, with what its task is."""
+    """Copies the final student to ``<run>/student``, whole or not at all, with what its task is.
+
+    Args:
+        run: The run.
+        student: Its final student.
+        chunks: What made the chunks of each corpus.
+    """
     target = run.directory.student
     last = stages_of(run.recipe, student.run.arm)[-1]
-    chunks = inputs.chunks[last.corpus]
+    spec = chunks[last.corpus]
     task = LanguageStudentTask(
         objective=run.recipe.objective,
-        tokenizer=chunks.tokenizer,
-        vocab=chunks.vocab,
+        tokenizer=spec.tokenizer,
+        vocab=spec.vocab,
         max_length=run.recipe.student.max_length,
         arm=student.run.arm,
         seed=student.run.seed,

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from cluster.pipeline import precompute_recipe
+from cluster.commands import precompute_recipe
 from cluster.recipe_file import load_recipe
 from cluster.run_context import RunOptions
 from precompute.store_writer import StoreWriter

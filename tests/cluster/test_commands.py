@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.pipeline import precompute_recipe
+from cluster.commands import precompute_recipe
 from cluster.run_context import RunOptions
 from cluster.run_directory import RunDirectory
 from schemas.errors import RecipeError
