@@ -50,6 +50,7 @@ _AUTH_ADVICE = (
     "it wants another token; set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or in the "
     "file RAY_AUTH_TOKEN_PATH"
 )
+_RAY_FAILURES = (ConnectionError, OSError, RuntimeError, ValueError, RayError)
 _ERROR_THREAD = "ray_listen_error_messages"
 _PROBE = """
 import json, logging, sys, ray
@@ -165,7 +166,10 @@ def _connect(options: dict[str, Any], wanted: str | None) -> None:
             ray.init(**options)
     except AuthenticationError as error:
         raise ResourceError(f"{where}: {_AUTH_ADVICE}") from error
-    except (ConnectionError, OSError, RuntimeError, ValueError, RayError) as error:
+    except Exception as error:
+        # Of a node that does not start in time Ray raises an Exception of no class of its own.
+        if type(error) is not Exception and not isinstance(error, _RAY_FAILURES):
+            raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ResourceError(f"{where} cannot be used: {line}") from error
     finally:

@@ -187,3 +187,37 @@ def test_a_token_file_that_others_could_read_is_closed_to_them(
     path.chmod(0o644)
     module._protect_token_file()
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Exception("The current node timed out during startup."),
+        RuntimeError("no port is free"),
+        OSError("full"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_cluster_that_does_not_start_is_a_resource_error(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def fail(**_: object) -> None:
+        raise failure
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(module.ray, "init", fail)
+    with (
+        pytest.raises(ResourceError, match=f"a local Ray cannot be used: {failure}"),
+        ray_session(num_cpus=1),
+    ):
+        pass
+
+
+def test_an_error_of_our_own_on_the_way_to_a_cluster_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(module.ray, "init", fail)
+    with pytest.raises(KeyError, match="a bug"), ray_session(num_cpus=1):
+        pass
