@@ -141,7 +141,9 @@ def draw_interval(
 def draw_interval_axis(axis: Scale, *, label: str, factor: float = 1.0) -> Markup:
     """Draws the axis above the lines of a dot plot; its numbers are the data's times ``factor``."""
     shown = Scale(axis.low * factor, axis.high * factor, axis.start, axis.stop, axis.is_log)
-    parts = [_text(shown(tick), 12, f"{tick:g}", "axis middle") for tick in shown.ticks(5)]
+    # Powers of ten are wide, and as many of them as of other numbers would run into each other.
+    ticks = shown.ticks(2 if axis.is_log else 5)
+    parts = [_text(shown(tick), 12, f"{tick:g}", "axis middle") for tick in ticks]
     return _svg(_STRIP_WIDTH, 16, label, parts)
 
 
