@@ -118,7 +118,7 @@ def test_distill_refuses_stores_that_were_made_otherwise_than_the_recipe_says(
 ) -> None:
     assert run_command(["distill", project.recipe(), "--set", "teachers.first.max_length=16"]) == 4
     said = capsys.readouterr().err
-    assert "the store of teacher first over unlabelled/unlabelled is not what the recipe asks for now" in said
+    assert "the store of teacher first over test/test is not what the recipe asks for now" in said
     assert "max_length: 32 -> 16" in said
 
 
