@@ -17,7 +17,7 @@ from schemas.fields import Count, Dtype, Frozen, Gpus, Name
 from schemas.policy import AnyPolicy, KeepPolicy, TopKPolicy
 from schemas.teacher import StoreOptions
 from schemas.text_corpus import TextCorpus
-from schemas.training import Optimisation
+from schemas.training import Optimisation, check_deepspeed
 
 Objective = Literal["causal", "masked"]
 CodecName = Literal["fixed", "packed", "compact"]
@@ -247,12 +247,7 @@ class LanguageRecipe(Frozen):
             if len(set(teachers)) != len(teachers):
                 raise ValueError(f"{where}.teachers: a teacher is named twice")
             self._check_losses(where, teachers, losses)
-        reserved = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
-        if set(self.deepspeed) & (reserved | {"optimizer", "scheduler"}):
-            raise ValueError(
-                "deepspeed: batch, optimizer and scheduler fields follow from the stages "
-                "(global_batch, max_micro_batch, learning_rate, schedule); remove them"
-            )
+        check_deepspeed(self.deepspeed)
         arms = [arm.name for arm in self.compare.arms]
         if MAIN_ARM in arms:
             raise ValueError(f"compare.arms: {MAIN_ARM} is the name of the recipe's own; choose another")

@@ -25,6 +25,7 @@ from schemas.training import (
     Stage,
     TeacherTraining,
     Training,
+    check_deepspeed,
 )
 
 __all__ = [
@@ -175,12 +176,7 @@ class Recipe(Frozen):
             self._check_stage(position, stage, names)
         for arm in (self.student.arm, *self.compare.arms):
             self._check_arm(arm)
-        reserved = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
-        if set(self.deepspeed) & (reserved | {"optimizer", "scheduler"}):
-            raise ValueError(
-                "deepspeed: batch, optimizer and scheduler fields follow from the stages "
-                "(global_batch, max_micro_batch, learning_rate, schedule); remove them"
-            )
+        check_deepspeed(self.deepspeed)
         return self
 
     def _corpus_references(self) -> list[tuple[str, str]]:

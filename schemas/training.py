@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -109,3 +110,24 @@ class FinetuneStage(Training):
 
 
 Stage = Annotated[PretrainStage | FinetuneStage, Field(discriminator="kind")]
+
+_FOLLOWS_FROM_STAGES = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "optimizer",
+    "scheduler",
+}
+
+
+def check_deepspeed(config: Mapping[str, Any]) -> None:
+    """Checks a recipe's DeepSpeed configuration.
+
+    Raises:
+        ValueError: It has fields that follow from the stages.
+    """
+    if config.keys() & _FOLLOWS_FROM_STAGES:
+        raise ValueError(
+            "deepspeed: batch, optimizer and scheduler fields follow from the stages "
+            "(global_batch, max_micro_batch, learning_rate, schedule); remove them"
+        )
