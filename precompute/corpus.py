@@ -24,6 +24,7 @@ from datasets.exceptions import DatasetsError
 from precompute.corpus_rows import PartRows, SourceTable, arrange_rows
 from precompute.materialised import CORPORA_DIRECTORY, MaterialisedPart, PartOrigin, write_part
 from precompute.pydocqa import build_pairs
+from precompute.row_choice import choose_rows, describe_cut
 from schemas.errors import CorpusError, ResourceError, first_line
 from schemas.recipe import Corpus, FilePart, HubPart, Part, PydocqaPart
 from schemas.storage.os_errors import translated_os_errors
@@ -70,9 +71,8 @@ def materialise_corpus(
             reader = PartSource(name, part_name, data_root, directory)
             columns = _columns_of(part, corpus)
             source = reader.read(part, columns)
-            if part.limit is not None:
-                source = SourceTable(source.table.slice(0, part.limit), source.id_column, source.class_names)
-            origin = PartOrigin(name, part_name, part.limit, corpus.labels, corpus.text)
+            source = source.choose(choose_rows(source.table.num_rows, part))
+            origin = PartOrigin(name, part_name, describe_cut(part), corpus.labels, corpus.text)
             arranged.append((origin, arrange_rows(source, columns, name, part_name)))
         _refuse_duplicates(name, [rows for _, rows in arranged])
         return tuple(part for origin, rows in arranged for part in write_part(rows, origin, out))

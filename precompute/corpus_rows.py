@@ -9,7 +9,7 @@ Invariants (tests/precompute/test_corpus.py):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,24 @@ class SourceTable:
         table: Its columns and rows, as they are.
         id_column: Column of unique ids, or None: row numbers.
         class_names: The source's own names of its integer labels, where it has any.
+        row_numbers: Of the table's rows in the whole source, int64; None: it is the whole source.
     """
 
     table: pa.Table
     id_column: str | None
     class_names: tuple[str, ...] = ()
+    row_numbers: npt.NDArray[np.int64] | None = None
+
+    def choose(self, rows: npt.NDArray[np.int64]) -> SourceTable:
+        """Returns some of the source's rows, which keep their numbers."""
+        if len(rows) == self.table.num_rows:
+            return self
+        return replace(self, table=self.table.take(pa.array(rows)), row_numbers=rows)
+
+    @property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """Number in the whole source of each of the table's rows, int64."""
+        return np.arange(self.table.num_rows) if self.row_numbers is None else self.row_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +100,23 @@ def arrange_rows(source: SourceTable, corpus: Corpus, corpus_name: str, part_nam
         there = ", ".join(table.column_names) or "none"
         hint = "; set label: null if all rows are unlabelled" if missing == [corpus.label] else ""
         raise reader.fail(f"has no column {', '.join(missing)}; its columns are {there}{hint}")
-    ids = _read_ids(reader, table, source.id_column)
-    usable_R, excluded = _find_usable(reader, table, ids)
-    source_rows = np.flatnonzero(usable_R)
-    if not len(source_rows):
+    ids = _read_ids(reader, source)
+    usable_R, excluded = _find_usable(reader, source, ids)
+    usable = np.flatnonzero(usable_R)
+    if not len(usable):
         raise reader.fail("has no usable rows")
     if excluded:
-        table, ids = table.take(pa.array(source_rows)), ids.take(pa.array(source_rows))
+        table, ids = table.take(pa.array(usable)), ids.take(pa.array(usable))
     texts = [_read_text(reader, table, name) for name in corpus.text]
     labels = _read_labels(reader, table, ids, source.class_names)
-    columns = [pa.array(np.arange(len(source_rows))), ids, _hash_columns(texts), *texts, labels]
-    return PartRows(pa.table(columns, schema=corpus_schema(len(texts))), source_rows, excluded)
+    columns = [pa.array(np.arange(len(usable))), ids, _hash_columns(texts), *texts, labels]
+    return PartRows(pa.table(columns, schema=corpus_schema(len(texts))), source.numbers[usable], excluded)
 
 
-def _read_ids(reader: _PartReader, table: pa.Table, column: str | None) -> pa.ChunkedArray:
+def _read_ids(reader: _PartReader, source: SourceTable) -> pa.ChunkedArray:
+    table, column = source.table, source.id_column
     if column is None:
-        values = pa.chunked_array([pa.array(np.arange(table.num_rows))])
+        values = pa.chunked_array([pa.array(source.numbers)])
     else:
         values = table.column(column)
         if values.null_count:
@@ -114,8 +128,9 @@ def _read_ids(reader: _PartReader, table: pa.Table, column: str | None) -> pa.Ch
 
 
 def _find_usable(
-    reader: _PartReader, table: pa.Table, ids: pa.ChunkedArray
+    reader: _PartReader, source: SourceTable, ids: pa.ChunkedArray
 ) -> tuple[npt.NDArray[np.bool_], tuple[tuple[int, str, str], ...]]:
+    table, numbers = source.table, source.numbers
     usable_R = np.ones(table.num_rows, bool)
     excluded: dict[int, tuple[int, str, str]] = {}
     for name in reader.corpus.text:
@@ -124,7 +139,7 @@ def _find_usable(
             reason = f"text column {name} is null"
             if reader.corpus.on_bad_row == "fail":
                 raise reader.fail(f"row {ids[row]}: {reason}; set on_bad_row: exclude to leave such rows out")
-            excluded.setdefault(row, (row, ids[row].as_py(), reason))
+            excluded.setdefault(row, (int(numbers[row]), ids[row].as_py(), reason))
         usable_R &= ~nulls_R
     return usable_R, tuple(excluded[row] for row in sorted(excluded))
 

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from precompute.corpus import PartSource
 from precompute.corpus_rows import PartRows
 from precompute.materialised import CORPORA_DIRECTORY, MaterialisedPart, PartOrigin, write_part
 from precompute.pydocqa import build_documents
+from precompute.row_choice import choose_rows, describe_cut
 from schemas.digest import canonical_json
 from schemas.rows import TEXT_HASH_BYTES, UNLABELLED, corpus_schema, hash_texts
 from schemas.storage.os_errors import translated_os_errors
@@ -57,8 +59,9 @@ def materialise_documents(
     with scratch as directory:
         for part, part_name in zip(corpus.parts, corpus.part_names(), strict=True):
             reader = _DocumentReader(PartSource(name, part_name, data_root, directory), corpus)
-            rows = _arrange(reader, part_name, reader.read(part), part.limit)
-            origin = PartOrigin(name, part_name, part.limit, (), (corpus.text_column,))
+            documents = reader.read(part)
+            rows = _arrange(reader, part_name, documents, choose_rows(len(documents), part))
+            origin = PartOrigin(name, part_name, describe_cut(part), (), (corpus.text_column,))
             found += write_part(rows, origin, out)
     return tuple(found)
 
@@ -87,8 +90,10 @@ class _DocumentReader:
         if missing:
             there = ", ".join(dataset.column_names) or "none"
             raise self.source.fail(f"has no column {', '.join(missing)}; its columns are {there}")
-        values = dataset[column][: part.limit]
-        ids = dataset[self.corpus.id][: part.limit] if self.corpus.id else range(len(values))
+        # What lies behind the limit need not be well-formed.
+        stop = None if part.limit is None else part.skip + part.limit
+        values = dataset[column][:stop]
+        ids = dataset[self.corpus.id][:stop] if self.corpus.id else range(len(values))
         convert = self._conversation if self.corpus.messages is not None else self._text
         return [
             (str(key), convert(value, row)) for row, (key, value) in enumerate(zip(ids, values, strict=True))
@@ -143,14 +148,18 @@ def _split(text: str, how: str) -> list[str]:
 
 
 def _arrange(
-    reader: _DocumentReader, part: str, documents: Sequence[tuple[str, str]], limit: int | None
+    reader: _DocumentReader,
+    part: str,
+    documents: Sequence[tuple[str, str]],
+    numbers: npt.NDArray[np.int64],
 ) -> PartRows:
-    """Puts documents into the layout of ``rows.arrow``."""
-    ids = [f"{part}/{key}" for key, _ in documents[:limit]]
+    """Puts the documents of those numbers into the layout of ``rows.arrow``."""
+    chosen = [documents[number] for number in numbers.tolist()]
+    ids = [f"{part}/{key}" for key, _ in chosen]
     repeated = _find_repeated(ids)
     if repeated is not None:
         raise reader.source.fail(f"document id {repeated!r} is there twice; ids must be unique")
-    texts = [text for _, text in documents[:limit]]
+    texts = [text for _, text in chosen]
     usable = [row for row, text in enumerate(texts) if text.strip()]
     if not usable:
         raise reader.source.fail("has no document that is not empty; give it texts, or leave it out")
@@ -165,8 +174,10 @@ def _arrange(
         ],
         schema=corpus_schema(1),
     )
-    excluded = tuple((row, ids[row], _EMPTY) for row in range(len(texts)) if not texts[row].strip())
-    return PartRows(table, np.array(usable, np.int64), excluded)
+    excluded = tuple(
+        (int(numbers[row]), ids[row], _EMPTY) for row in range(len(texts)) if not texts[row].strip()
+    )
+    return PartRows(table, numbers[usable], excluded)
 
 
 def _find_repeated(ids: Sequence[str]) -> str | None:

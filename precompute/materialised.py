@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from precompute.corpus_rows import PartRows
+from precompute.row_choice import Cut
 from schemas.digest import DocumentError, hash_value, read_document, sync_directory, write_document
 from schemas.errors import DataError
 from schemas.rows import UNLABELLED, fingerprint_columns, open_rows
@@ -65,14 +66,14 @@ class PartOrigin:
 
     Attributes:
         corpus, part: Names in the recipe.
-        limit: The recipe's limit: parts cut short by another limit are no prefix.
+        cut: What of its source the part uses: parts that are cut otherwise are no prefix.
         labels: Label names of the corpus.
         text: Names of its text columns.
     """
 
     corpus: str
     part: str
-    limit: int | None
+    cut: Cut
     labels: tuple[str, ...]
     text: tuple[str, ...]
 
@@ -131,7 +132,7 @@ def _read_known(origin: PartOrigin, corpora: Path) -> Iterator[dict[str, Any]]:
             meta = read_document(path)
         except DocumentError:
             continue  # Damaged: the part is materialised again.
-        if (meta["corpus"], meta["source_part"], meta["limit"]) == (origin.corpus, origin.part, origin.limit):
+        if (meta["corpus"], meta["source_part"], meta["limit"]) == (origin.corpus, origin.part, origin.cut):
             yield meta
 
 
@@ -158,7 +159,7 @@ def _write_piece(rows: PartRows, piece: _Piece, origin: PartOrigin, corpora: Pat
         "corpus": origin.corpus,
         "source_part": origin.part,
         "part": piece.part,
-        "limit": origin.limit,
+        "limit": origin.cut,
         "start": piece.start,
         "num_rows": num_rows,
         "num_labelled": part.num_labelled,
@@ -173,7 +174,7 @@ def _write_piece(rows: PartRows, piece: _Piece, origin: PartOrigin, corpora: Pat
 
 def _hash_origin(labels_hash: str, piece: _Piece, origin: PartOrigin) -> str:
     """Hashes what the fingerprint leaves out: labels and names."""
-    names = [origin.corpus, origin.part, piece.part, origin.limit, list(origin.labels), list(origin.text)]
+    names = [origin.corpus, origin.part, piece.part, origin.cut, list(origin.labels), list(origin.text)]
     return hash_value([*names, labels_hash])
 
 

@@ -10,19 +10,48 @@ from schemas.fields import Count, Frozen, Name
 from schemas.labels import normalise
 
 
+class Fold(Frozen):
+    """A share of a part's rows for cross-validation: the rows of one fold, or those of all others.
+
+    The rows are cut into ``of`` folds by a seeded permutation of their numbers; sizes differ by one at
+    most.
+
+    Attributes:
+        of: How many folds there are.
+        index: Which of them is held out, from 0; a sweep sets it with ``folds``.
+        take: ``held_out``: the rows of that fold; ``rest``: all others.
+        seed: Of the permutation.
+    """
+
+    of: Annotated[int, Field(ge=2)]
+    index: Annotated[int, Field(ge=0)] = 0
+    take: Literal["held_out", "rest"]
+    seed: Annotated[int, Field(ge=0)] = 17
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.index >= self.of:
+            raise ValueError(f"index: there are folds 0 to {self.of - 1}, got {self.index}")
+        return self
+
+
 class PartBase(Frozen):
     """One ordered piece of a corpus.
 
     Attributes:
         name: Prefix of the example ids; by default ``part<position>``, or the split's name.
-        limit: Use the first ``limit`` rows only. It changes the plan: to use fewer rows of an
-            existing store give ``rows`` in a stage instead.
+        skip: Leave out the first ``skip`` rows.
+        limit: Use the first ``limit`` rows only (after ``skip``). It changes the plan: to use fewer rows
+            of an existing store give ``rows`` in a stage instead.
+        fold: A share of the rows (after ``skip`` and ``limit``), for cross-validation.
         text: The part's own names of the text columns, where they differ from the corpus's.
         unlabelled: Ignore the part's label column: its labels belong to another task.
     """
 
     name: Name | None = None
+    skip: Annotated[int, Field(ge=0)] = 0
     limit: Count | None = None
+    fold: Fold | None = None
     text: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)] | None = None
     unlabelled: bool = False
 
