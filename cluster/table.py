@@ -38,7 +38,7 @@ def print_evaluation(evaluation: AnyEvaluation, console: Console | None = None) 
         return
     for corpus in evaluation.corpora:
         console.print()
-        console.print(_title(corpus))
+        console.print(describe_corpus(corpus))
         console.print(build_table(corpus, evaluation.main_arm, console))
         for line in _remarks(corpus):
             console.print(Text(line, style="dim"))
@@ -96,7 +96,8 @@ def _cells(row: ModelRow, agreement: Sequence[str], *, is_ranked: bool) -> list[
     ]
 
 
-def _title(corpus: CorpusEvaluation) -> Text:
+def describe_corpus(corpus: CorpusEvaluation) -> Text:
+    """Returns the title of a corpus's table: its name, its rows, and its largest class."""
     facts = [f"{corpus.num_rows:,} rows", f"majority {format_percent(corpus.majority_share)} %"]
     facts += [f"{corpus.num_excluded:,} excluded"] if corpus.num_excluded else []
     facts += [f"{corpus.num_unlabelled:,} unlabelled"] if corpus.num_unlabelled else []

@@ -25,11 +25,15 @@ def fit_table(console: Console, lay_out: Callable[[bool, int], Table]) -> Table:
         lay_out: Makes the table, given whether each teacher has a column of agreement (or else one column
             holds the mean), and the gap between columns.
     """
-    for each_teacher, gap in ((True, 2), (True, 1), (False, 2)):
-        table = lay_out(each_teacher, gap)
-        if console.measure(table, options=console.options.update(width=_UNBOUNDED)).maximum <= console.width:
-            return table
-    return lay_out(False, 1)
+    layouts = ((True, 2), (True, 1), (False, 2), (False, 1))
+    return fit_layout(console, [lay_out(each_teacher, gap) for each_teacher, gap in layouts])
+
+
+def fit_layout(console: Console, tables: Sequence[Table]) -> Table:
+    """Returns the first of several layouts that fits the console, or else the last."""
+    options = console.options.update(width=_UNBOUNDED)
+    fitting = (table for table in tables if console.measure(table, options=options).maximum <= console.width)
+    return next(fitting, tables[-1])
 
 
 def new_table(measures: Sequence[str], gap: int) -> Table:

@@ -1,0 +1,1 @@
+"""Sweeps: many students from the same stores, and what they show together."""
