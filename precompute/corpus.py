@@ -2,10 +2,11 @@
 
 Only this module imports ``datasets``.
 
-Invariants (tests/precompute/test_corpus.py, tests/precompute/test_corpus_append.py):
+Invariants (tests/precompute/test_corpus.py, test_corpus_append.py, test_retrieved_part.py):
     1. Every kind of file gives the same rows for the same content.
     2. Example ids are unique over all parts of a corpus.
     3. What cannot be read or used is an error that names corpus, part, and row or column.
+    4. Retrieved pairs are unlabelled, and named by the row numbers of their texts in the whole source.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from datasets.exceptions import DatasetsError
 from precompute.corpus_rows import PartRows, SourceTable, arrange_rows
 from precompute.materialised import CORPORA_DIRECTORY, MaterialisedPart, PartOrigin, write_part
 from precompute.pydocqa import build_pairs
+from precompute.retrieval import retrieve_pairs
 from precompute.row_choice import choose_rows, describe_cut
+from schemas.corpus import RetrievedPart
 from schemas.errors import CorpusError, ResourceError, first_line
 from schemas.recipe import Corpus, FilePart, HubPart, Part, PydocqaPart
 from schemas.storage.os_errors import translated_os_errors
@@ -40,6 +43,8 @@ _BUILDERS = {
     ".tsv": "csv",
 }
 _COMPRESSIBLE = {".jsonl", ".json", ".csv", ".tsv"}
+# Of retrieved pairs.
+_PAIR_COLUMNS = ("question", "passage")
 
 
 def materialise_corpus(
@@ -69,17 +74,16 @@ def materialise_corpus(
     with scratch as directory:
         for part, part_name in zip(corpus.parts, corpus.part_names(), strict=True):
             reader = PartSource(name, part_name, data_root, directory)
-            columns = _columns_of(part, corpus)
-            source = reader.read(part, columns)
-            source = source.choose(choose_rows(source.table.num_rows, part))
             origin = PartOrigin(name, part_name, describe_cut(part), corpus.labels, corpus.text)
-            arranged.append((origin, arrange_rows(source, columns, name, part_name)))
+            arranged.append((origin, reader.read_rows(part, corpus)))
         _refuse_duplicates(name, [rows for _, rows in arranged])
         return tuple(part for origin, rows in arranged for part in write_part(rows, origin, out))
 
 
 def _columns_of(part: Part, corpus: Corpus) -> Corpus:
     """Returns the corpus as this part's source spells it."""
+    if isinstance(part, RetrievedPart):
+        return corpus.model_copy(update={"text": _PAIR_COLUMNS, "label": None})
     label = None if part.unlabelled else corpus.label
     return corpus.model_copy(update={"text": part.text or corpus.text, "label": label})
 
@@ -93,7 +97,19 @@ class PartSource:
         self._data_root = data_root
         self._scratch = scratch
 
-    def read(self, part: Part, corpus: Corpus) -> SourceTable:
+    def read_rows(self, part: Part, corpus: Corpus) -> PartRows:
+        """Reads the rows that a part uses.
+
+        Raises:
+            CorpusError: Its source is missing or cannot be read, or holds what cannot be used.
+            ResourceError: The hub cannot be reached, or bm25s is missing.
+        """
+        columns = _columns_of(part, corpus)
+        source = self._retrieve(part, corpus) if isinstance(part, RetrievedPart) else self.read(part, columns)
+        source = source.choose(choose_rows(source.table.num_rows, part))
+        return arrange_rows(source, columns, self._corpus, self._part)
+
+    def read(self, part: FilePart | HubPart | PydocqaPart, corpus: Corpus) -> SourceTable:
         """Reads the source as a table.
 
         Raises:
@@ -184,6 +200,19 @@ class PartSource:
             "label": pa.array([pair.label for pair in pairs], pa.int32()),
         }
         return SourceTable(pa.table(columns), "id", ())
+
+    def _retrieve(self, part: RetrievedPart, corpus: Corpus) -> SourceTable:
+        """Returns the new pairs, named by the row numbers of question and passage in the whole source."""
+        rows = self.read_rows(part.source, corpus.model_copy(update={"label": None, "id": None}))
+        questions, passages = rows.table.column("text_0"), rows.table.column("text_1")
+        pairs = retrieve_pairs(questions.to_pylist(), passages.to_pylist(), part.top)
+        if not len(pairs.scores):
+            raise self.fail("no question shares a word with a passage that it is not paired with already")
+        numbers = [rows.source_rows[found].tolist() for found in (pairs.question_rows, pairs.passage_rows)]
+        ids = [f"{question}-{passage}" for question, passage in zip(*numbers, strict=True)]
+        texts = (questions.take(pa.array(pairs.question_rows)), passages.take(pa.array(pairs.passage_rows)))
+        table = pa.table([pa.array(ids), *texts], names=["id", *_PAIR_COLUMNS])
+        return SourceTable(table, "id")
 
     def _load(self, *names: str | None, **options: Any) -> Any:
         # Bars of `datasets` would mix with those of the run.

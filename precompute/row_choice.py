@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.corpus import Fold, PartBase
+from schemas.corpus import Fold, PartBase, RetrievedPart
 
 Cut = int | dict[str, Any] | None
 """What of a part's source is used, as its ``meta.json`` says it; None: all, a number: a limit alone."""
@@ -35,10 +35,13 @@ def choose_rows(num_rows: int, part: PartBase) -> npt.NDArray[np.int64]:
 
 def describe_cut(part: PartBase) -> Cut:
     """Returns what of its source a part uses, for its description on disk."""
-    if not part.skip and part.fold is None:
+    if not part.skip and part.fold is None and not isinstance(part, RetrievedPart):
         return part.limit
     fold = part.fold.model_dump(mode="json") if part.fold is not None else None
-    return {"skip": part.skip, "limit": part.limit, "fold": fold}
+    cut = {"skip": part.skip, "limit": part.limit, "fold": fold}
+    if isinstance(part, RetrievedPart):
+        cut |= {"top": part.top, "source": describe_cut(part.source)}
+    return cut
 
 
 def _fold_mask(num_rows: int, fold: Fold) -> npt.NDArray[np.bool_]:

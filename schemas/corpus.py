@@ -93,7 +93,37 @@ class PydocqaPart(PartBase):
     passages_per_question: Count = 20
 
 
-Part = Annotated[HubPart | FilePart | PydocqaPart, Field(discriminator="kind")]
+class RetrievedPart(PartBase):
+    """New pairs of a source's own texts, found by lexical retrieval (BM25).
+
+    Each distinct question (first text) of the source is paired with the passages (second texts) that rank
+    highest for it, less the pairs that the source holds; a passage that shares no word with the question is
+    none of them. All rows are unlabelled; ``skip``, ``limit`` and ``fold`` apply to the new pairs. Needs the
+    extra ``retrieval``.
+
+    Attributes:
+        name: ``retrieved`` by default.
+        source: Any other kind of part, with its own ``skip``, ``limit`` and ``text``. Not with a fold: rows
+            that share a text with the held-out ones are dropped before training as it is.
+        top: Passages of each question, at most.
+    """
+
+    kind: Literal["retrieved"]
+    name: Name | None = "retrieved"
+    source: Annotated[HubPart | FilePart | PydocqaPart, Field(discriminator="kind")]
+    top: Count
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.text is not None:
+            raise ValueError("text: the columns are the source's; name them in source.text")
+        if self.source.fold is not None:
+            # A sweep sets the index of a part's own fold only: here it would stay at its first value.
+            raise ValueError("source.fold: pairs are retrieved from a whole source; give the part a fold")
+        return self
+
+
+Part = Annotated[HubPart | FilePart | PydocqaPart | RetrievedPart, Field(discriminator="kind")]
 
 
 class Corpus(Frozen):
@@ -124,7 +154,11 @@ class Corpus(Frozen):
             raise ValueError("labels must be distinct, in more than case, spaces and hyphens")
         if self.question is not None and self.question not in self.text:
             raise ValueError("question must be one of the text columns")
-        if any(part.text is not None and len(part.text) != len(self.text) for part in self.parts):
+        retrieved = [part for part in self.parts if isinstance(part, RetrievedPart)]
+        if retrieved and len(self.text) != 2:
+            raise ValueError("a part of kind retrieved pairs two texts; the corpus's text names one column")
+        sources = [*self.parts, *(part.source for part in retrieved)]
+        if any(part.text is not None and len(part.text) != len(self.text) for part in sources):
             raise ValueError("a part's text must name as many columns as the corpus's")
         names = self.part_names()
         if len(set(names)) != len(names):

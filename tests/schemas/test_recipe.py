@@ -91,3 +91,36 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
 def test_impossible_recipes_say_what_is_wrong(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
         Recipe.model_validate(document(**changes))
+
+
+def retrieved(columns: list[str], **fields: Any) -> Corpus:
+    part = {"kind": "retrieved", "top": 3, "source": {"kind": "file", "path": "t.jsonl"}, **fields}
+    return Corpus.model_validate({"labels": ["a", "b"], "text": columns, "parts": [part]})
+
+
+def test_a_retrieved_part_is_named_so_and_reads_back_as_itself() -> None:
+    corpus = retrieved(["q", "p"], source={"kind": "hub", "repo": "r", "split": "test", "text": ["s", "t"]})
+    assert corpus.part_names() == ("retrieved",)
+    assert Corpus.model_validate(corpus.model_dump(mode="json")) == corpus
+
+
+@pytest.mark.parametrize(
+    ("columns", "fields", "expected"),
+    [
+        (["q"], {}, "pairs two texts; the corpus's text names one column"),
+        (["q", "p"], {"top": 0}, "greater than"),
+        (["q", "p"], {"text": ["s", "t"]}, "name them in source.text"),
+        (["q", "p"], {"source": {"kind": "file", "path": "t", "text": ["s"]}}, "as many columns"),
+        (["q", "p"], {"source": {"kind": "retrieved", "top": 1}}, "'hub', 'file', 'pydocqa'"),
+        (
+            ["q", "p"],
+            {"source": {"kind": "file", "path": "t", "fold": {"of": 2, "take": "rest"}}},
+            "source.fold: pairs are retrieved from a whole source",
+        ),
+    ],
+)
+def test_impossible_retrieved_parts_say_what_is_wrong(
+    columns: list[str], fields: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ValidationError, match=expected):
+        retrieved(columns, **fields)
