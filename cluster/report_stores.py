@@ -63,7 +63,7 @@ def list_run_stores(run_dir: Path) -> list[ReportedStore]:
 
 def _list_one(root: str) -> list[ListedStore]:
     try:
-        return list_stores(root)
+        return list_stores(root, outs=())
     except (DataError, ResourceError):
         # Gone, or out of reach from here.
         return []

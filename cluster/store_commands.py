@@ -22,16 +22,23 @@ _SHOWN_PROBLEMS = 20
 @store_app.command("ls")
 def ls(
     root: Annotated[str, typer.Argument(help="A directory of stores, or its URL.")] = "runs/stores",
+    teacher: Annotated[str | None, typer.Option("--teacher", help="Only stores of this name.")] = None,
+    corpus: Annotated[str | None, typer.Option("--corpus", help="Only stores of this name.")] = None,
+    students: Annotated[bool, typer.Option("--students", help="Name the students of each store.")] = False,
+    outs: Annotated[
+        list[str] | None,
+        typer.Option("--out", help="Output root of runs that use the stores. Default: ROOT's. Repeatable."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Lists the stores below a root."""
+    """Lists the stores below a root, and which runs and students use them."""
     from cluster.store_listing import list_stores, print_stores
 
-    stores = list_stores(root)
+    stores = [store for store in list_stores(root, outs) if store.is_of(teacher, corpus)]
     if as_json:
         typer.echo(json.dumps({"stores": [store.model_dump(mode="json") for store in stores]}))
     else:
-        print_stores(stores)
+        print_stores(stores, with_students=students)
         unread = [store for store in stores if store.problem is not None]
         if unread:
             count = f"{len(unread)} of {len(stores)} stores cannot be read"

@@ -8,26 +8,22 @@ Invariants:
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from cluster.store_uses import StoreUses
 from cluster.token_figures import describe_tokens
 from precompute.encode import store_schema
-from schemas.errors import DamagedStoreError, DataError, RefusedError, TmkdError
+from schemas.errors import DamagedStoreError, DataError, TmkdError
 from schemas.recipe import Frozen
-from schemas.records import (
-    LOCK_FILE,
-    StoreIdentity,
-    StoresLock,
-    read_record,
-)
+from schemas.records import StoreIdentity
 from schemas.storage.location import is_local, list_locations, normal_location, open_storage
 from schemas.storage.storage import Storage, StoreSource
 from schemas.store_files import is_store, list_data, load_commits, load_identity, load_manifest, load_plan
@@ -40,10 +36,14 @@ class ListedStore(Frozen):
 
     Attributes:
         path: The store's root.
+        name: Of its directory, made of its hashes.
         level: What its rows are; empty where ``STORE.json`` cannot be read.
+        teacher, corpus, part: What the recipe that made it called them.
+        names: What runs call it now, as ``teacher/corpus/part``.
         policy: What is kept, such as ``dense`` or ``top_k k=64``.
         codec: Of the kept entries, at token level.
-        runs: Runs beside the store root whose lock names it.
+        runs: Runs whose lock names it.
+        students: Students that were trained from it, as ``<run>/<student>``.
         num_rows: Rows with logits, of those committed.
         num_shards: Shards of the plan; None where the plan cannot be read.
         num_committed: Shards with a commit record.
@@ -53,13 +53,16 @@ class ListedStore(Frozen):
     """
 
     path: str
+    name: str = ""
     level: str = ""
     teacher: str = ""
     corpus: str = ""
     part: str = ""
     policy: str = ""
     codec: str = ""
+    names: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
+    students: tuple[str, ...] = ()
     num_rows: int = 0
     num_shards: int | None = None
     num_committed: int = 0
@@ -71,16 +74,32 @@ class ListedStore(Frozen):
     produced_by: dict[str, str] = Field(default_factory=dict)
     problem: str | None = None
 
+    def is_of(self, teacher: str | None = None, corpus: str | None = None) -> bool:
+        """Tells whether any of its names is of that teacher and that corpus; None: of any."""
+        called = [(self.teacher, self.corpus), *(tuple(name.split("/")[:2]) for name in self.names)]
+        wanted = (teacher, corpus)
+        return any(
+            all(want in (None, name) for want, name in zip(wanted, names, strict=True)) for names in called
+        )
 
-def list_stores(root: str | Path) -> list[ListedStore]:
+
+def list_stores(root: str | Path, outs: Sequence[str | Path] | None = None) -> list[ListedStore]:
     """Lists the stores directly below ``root`` (or ``root`` itself, if it is one), ordered by name.
+
+    Args:
+        root: A directory or a URL.
+        outs: Output roots whose runs may use the stores. None: the one that ``root``, a directory of
+            stores, lies in.
 
     Raises:
         DataError: There is no such directory.
     """
     location = normal_location(root)
-    runs = _find_runs(Path(location).parent) if is_local(location) else {}
-    listed = [_list_store(source, runs) for source in find_stores(location)]
+    sources = find_stores(location)
+    if outs is None:
+        outs = (Path(location).parent,) if is_local(location) else ()
+    uses = StoreUses.find([Path(out) for out in outs])
+    listed = [_list_store(source, uses) for source in sources]
     return sorted(listed, key=lambda store: (store.corpus, store.part, store.teacher, store.path))
 
 
@@ -99,37 +118,54 @@ def find_stores(root: str | Path) -> list[Storage]:
     return [below for below in map(open_storage, list_locations(location)) if is_store(below)]
 
 
-def print_stores(stores: Sequence[ListedStore], console: Console | None = None) -> None:
-    """Writes a listing to standard output: a table, 120 columns wide where there is no terminal."""
+def print_stores(
+    stores: Sequence[ListedStore], console: Console | None = None, *, with_students: bool = False
+) -> None:
+    """Writes a listing to standard output: a table, 120 columns wide where there is no terminal.
+
+    Args:
+        stores: What to list.
+        console: Where to.
+        with_students: Name the students of each store below the table, which counts them.
+    """
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     console = console or Console(width=width, highlight=False)
     if not stores:
         console.print("no stores")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("teacher", "corpus/part", "keep"):
+    for name in ("name", "teacher", "corpus/part", "policy"):
         table.add_column(name, overflow="fold")
-    for name in ("rows", "shards", "MB"):
+    for name in ("rows", "bytes"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("state", "store", "runs"):
+    for name in ("state", "runs"):
         table.add_column(name, overflow="fold")
+    table.add_column("students", justify="right")
     for store in stores:
-        shards = "?" if store.num_shards is None else f"{store.num_committed}/{store.num_shards}"
-        state = store.problem or ("complete" if store.is_complete else "unfinished")
-        cells = (
-            store.teacher,
-            f"{store.corpus}/{store.part}" if store.corpus else "",
-            store.policy,
-            f"{store.num_rows:,}",
-            shards,
-            f"{store.num_bytes / 1e6:,.1f}",
-            state,
-            Path(store.path).name,
-            ", ".join(store.runs),
-        )
         # Text, not markup: names come from users.
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(Text(cell) for cell in _cells(store)))
     console.print(table)
+    for store in stores if with_students else ():
+        lines = [f"  {student}" for student in store.students] or ["  none"]
+        console.print(Text("\n".join(["", f"students of {store.name}:", *lines])), soft_wrap=True)
+
+
+def _cells(store: ListedStore) -> tuple[str, ...]:
+    shards = "?" if store.num_shards is None else f"{store.num_committed}/{store.num_shards}"
+    state = store.problem or ("complete" if store.is_complete else f"{shards} shards")
+    made_as = f"{store.teacher}/{store.corpus}/{store.part}"
+    others = [f"(also {name})" for name in store.names if name != made_as]
+    return (
+        store.name,
+        " ".join([store.teacher, *others]),
+        f"{store.corpus}/{store.part}" if store.corpus else "",
+        store.policy,
+        f"{store.num_rows:,}",
+        decimal(store.num_bytes),
+        state,
+        ", ".join(store.runs),
+        str(len(store.students)),
+    )
 
 
 def inspect_store(root: str | Path, num_ids: int = 0) -> dict[str, Any]:
@@ -171,8 +207,15 @@ def inspect_store(root: str | Path, num_ids: int = 0) -> dict[str, Any]:
     return described
 
 
-def _list_store(source: StoreSource, runs: dict[str, list[str]]) -> ListedStore:
-    found: dict[str, Any] = {"path": source.root, "runs": tuple(runs.get(_resolve_one(source.root), ()))}
+def _list_store(source: StoreSource, uses: StoreUses) -> ListedStore:
+    use = uses.of(source.root)
+    found: dict[str, Any] = {
+        "path": source.root,
+        "name": source.root.rstrip("/").rsplit("/", 1)[-1],
+        "names": use.names,
+        "runs": use.runs,
+        "students": use.students,
+    }
     try:
         identity = load_identity(source)
         found |= {
@@ -222,26 +265,3 @@ def _policy_of(identity: StoreIdentity) -> str:
     # The seed of a policy that draws changes no property of what is kept.
     options = [f"{key}={value}" for key, value in keep.items() if key not in ("kind", "seed")]
     return " ".join([str(keep.get("kind", "?")), *options])
-
-
-def _find_runs(out: Path) -> dict[str, list[str]]:
-    """Returns, for each store's resolved root, the names of the runs below ``out`` that lock it."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for lock_path in sorted(out.glob(f"*/{LOCK_FILE}")):
-        try:
-            lock = read_record(lock_path, StoresLock, store=lock_path.parent)
-        except (DamagedStoreError, RefusedError):
-            # A listing of stores is no place to complain about a run.
-            continue
-        roots = {root for parts in lock.corpora.values() for part in parts for root in part.stores.values()}
-        for root in sorted(_resolve(roots)):
-            found[root].append(lock_path.parent.name)
-    return found
-
-
-def _resolve(roots: Iterable[str]) -> set[str]:
-    return {_resolve_one(root) for root in roots}
-
-
-def _resolve_one(root: str) -> str:
-    return str(Path(root).resolve()) if is_local(root) else root

@@ -21,6 +21,7 @@ from schemas.records import (
     encode_record,
 )
 from tests.cluster.store_damage import claim_format
+from tests.cluster.store_users import write_lock, write_stage
 from tests.cluster.stores import NUM_ROWS, write_store
 
 
@@ -121,3 +122,52 @@ def test_a_description_is_json_and_counts_excluded_rows(tmp_path: Path) -> None:
 def test_a_directory_without_a_store_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is no store, it has no STORE\.json"):
         inspect_store(tmp_path)
+
+
+def test_a_listing_counts_the_students_of_a_store_and_names_them_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "stores" / "a"
+    write_store(root)
+    for seed in (1, 2):
+        stage = tmp_path / "run" / "students" / "m-o-1" / f"seed-{seed}" / "stage-1-finetune"
+        write_stage(stage, f"m-o-1/seed-{seed}/stage-1", str(root))
+    assert run_command(["store", "ls", str(tmp_path / "stores")]) == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.split()[0] == "a"
+    assert row.split()[-1] == "2"
+    assert run_command(["store", "ls", str(tmp_path / "stores"), "--students"]) == 0
+    out = capsys.readouterr().out
+    assert "run/m-o-1/seed-1" in out
+    assert "run/m-o-1/seed-2" in out
+    assert run_command(["store", "ls", str(tmp_path / "stores"), "--json"]) == 0
+    (store,) = json.loads(capsys.readouterr().out)["stores"]
+    assert store["students"] == ["run/m-o-1/seed-1", "run/m-o-1/seed-2"]
+    assert (store["name"], store["teacher"], store["corpus"]) == ("a", "t1", "pairs")
+
+
+def test_runs_of_another_output_root_are_found_where_it_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "far" / "stores" / "a"
+    write_store(root)
+    write_stage(tmp_path / "runs" / "r" / "students" / "golden" / "stage-1", "golden/stage-1", str(root))
+    (store,) = list_stores(tmp_path / "far" / "stores")
+    assert store.students == ()
+    (store,) = list_stores(tmp_path / "far" / "stores", [tmp_path / "runs"])
+    assert store.students == ("r/golden",)
+
+
+def test_a_listing_is_cut_down_to_a_teacher_and_a_corpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        write_store(tmp_path / "stores" / name, teacher=name)
+    write_lock(tmp_path / "run", renamed=str(tmp_path / "stores" / "b"))
+
+    def listed(*options: str) -> list[str]:
+        assert run_command(["store", "ls", str(tmp_path / "stores"), "--json", *options]) == 0
+        return [store["name"] for store in json.loads(capsys.readouterr().out)["stores"]]
+
+    assert listed() == ["a", "b"]
+    assert listed("--teacher", "a") == ["a"]
+    assert listed("--teacher", "renamed") == listed("--teacher", "b", "--corpus", "pairs") == ["b"]
+    assert listed("--corpus", "absent") == []
