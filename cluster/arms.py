@@ -1,15 +1,17 @@
 """Which students an arm has, and the stage jobs of each: pure functions of the recipe and the lock.
 
 Arms (DESIGN section 1): golden; 1-o-1 and tkd (one student per teacher); 1avg-o-1; m-o-1; tmkd.
-tkd and tmkd have stage 1, the others start with stage 2. m-o-m trains nothing of its own.
+tkd and tmkd have stage 1, the others start with stage 2. m-o-m trains nothing of its own. golden-long
+is golden with as many steps as all stages of tmkd together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cluster.step_count import count_steps
 from schemas.errors import DataError
 from schemas.job import PartSource, SoftTarget, StageJob, StudentInit
 from schemas.recipe import Arm, FinetuneStage, PretrainStage, Recipe, Training
@@ -19,6 +21,7 @@ AVERAGE_HEAD = "average"
 MODEL_DIRECTORY = "model"
 PER_TEACHER_ARMS: tuple[Arm, ...] = ("1-o-1", "tkd")
 TWO_STAGE_ARMS: tuple[Arm, ...] = ("tkd", "tmkd")
+UNTAUGHT_ARMS: tuple[Arm, ...] = ("golden", "golden-long")
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,14 @@ class Inputs:
         dropped_rows: From corpus name to the file of its dropped rows.
         init_hash: Of the student's initial weights.
         threads: CPU threads of one rank.
+        count_steps: Returns the optimizer steps of a job.
     """
 
     lock: StoresLock
     dropped_rows: Mapping[str, str]
     init_hash: str | None
     threads: int
+    count_steps: Callable[[StageJob], int] = count_steps
 
 
 def recipe_arms(recipe: Recipe) -> tuple[Arm, ...]:
@@ -64,12 +69,12 @@ def recipe_seeds(recipe: Recipe) -> tuple[int, ...]:
 
 def student_runs(recipe: Recipe) -> tuple[StudentRun, ...]:
     """Lists the students to train; the first is the run's final student."""
-    teachers = taught_by(recipe)
     runs: list[StudentRun] = []
     for arm in recipe_arms(recipe):
         if arm == "m-o-m":
             continue
-        for seed in recipe_seeds(recipe):
+        teachers = recipe.compare.teachers.get(arm) or taught_by(recipe)
+        for seed in recipe.compare.arm_seeds.get(arm) or recipe_seeds(recipe):
             per_teacher = teachers if arm in PER_TEACHER_ARMS else (None,)
             runs += [StudentRun(arm, seed, teacher) for teacher in per_teacher]
     return tuple(runs)
@@ -91,7 +96,7 @@ def stages_of(recipe: Recipe, run: StudentRun) -> tuple[PretrainStage | Finetune
 
 def teachers_of(stage: PretrainStage | FinetuneStage, run: StudentRun) -> tuple[str, ...]:
     """Returns the teachers that a student has in a stage."""
-    if run.arm == "golden":
+    if run.arm in UNTAUGHT_ARMS:
         return ()
     if run.teacher is not None:
         return tuple(name for name in stage.teachers if name == run.teacher)
@@ -126,6 +131,8 @@ def stage_jobs(recipe: Recipe, run: StudentRun, inputs: Inputs, students: Path) 
     Raises:
         DataError: A corpus or a store is not in the lock.
     """
+    if run.arm == "golden-long":
+        return _lengthen(recipe, run, inputs, students)
     jobs: list[StageJob] = []
     directory = students / run.name
     for position, stage in enumerate(stages_of(recipe, run), start=1):
@@ -155,6 +162,22 @@ def stage_jobs(recipe: Recipe, run: StudentRun, inputs: Inputs, students: Path) 
             )
         )
     return tuple(jobs)
+
+
+def _lengthen(recipe: Recipe, run: StudentRun, inputs: Inputs, students: Path) -> tuple[StageJob, ...]:
+    """Gives the last stage of the untaught student the steps that it lacks against tmkd's."""
+    reference = stage_jobs(recipe, replace(run, arm="tmkd"), inputs, students)
+    jobs = stage_jobs(recipe, replace(run, arm="golden"), inputs, students)
+    num_steps = sum(map(inputs.count_steps, reference)) - sum(map(inputs.count_steps, jobs[:-1]))
+    training = jobs[-1].training.model_copy(update={"max_steps": num_steps})
+    directory = students / run.name
+    renamed: list[StageJob] = []
+    for job in (*jobs[:-1], jobs[-1].model_copy(update={"training": training})):
+        stage = job.name.rsplit("/", 1)[-1]
+        changes = {"name": f"{run.name}/{stage}", "output": str(directory / Path(job.output).name)}
+        init = {"init": _continue_from(renamed[-1])} if renamed else {}
+        renamed.append(job.model_copy(update={**changes, **init}))
+    return tuple(renamed)
 
 
 def part_sources(parts: Sequence[LockedPart]) -> tuple[PartSource, ...]:

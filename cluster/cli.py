@@ -16,9 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.command_options import AddressOption, JsonOption, OutOption, SetOption
+from cluster.command_options import AddressOption, JsonOption, OutOption, SetOption, SizeOption
 from cluster.console import say, stderr_console
 from cluster.store_commands import store_app
+from cluster.sweep.command import sweep
 from schemas.errors import ResourceError, TmkdError
 
 # Typer carries click inside since 0.27: its usage errors are reached through what it exports.
@@ -33,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(store_app, name="store")
+app.command()(sweep)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
 NewStoreOption = Annotated[
@@ -68,6 +70,7 @@ def root(
 def run(
     recipe: RecipeArgument,
     overrides: SetOption = None,
+    size: SizeOption = None,
     out: OutOption = None,
     address: AddressOption = None,
     new_store: NewStoreOption = False,
@@ -80,7 +83,7 @@ def run(
     from cluster.table import print_evaluation
 
     options = RunOptions(address=address, new_store=new_store, num_procs=num_procs)
-    result = run_recipe(_load(recipe, overrides, out), options)
+    result = run_recipe(_load(recipe, overrides, out, size), options)
     if as_json:
         evaluation = result.evaluation.model_dump(mode="json") if result.evaluation is not None else None
         _print_json(
@@ -102,6 +105,7 @@ def run(
 def precompute(
     recipe: RecipeArgument,
     overrides: SetOption = None,
+    size: SizeOption = None,
     out: OutOption = None,
     teacher: Annotated[
         list[str] | None, typer.Option("--teacher", help="Only this teacher. Repeatable.")
@@ -115,7 +119,7 @@ def precompute(
     from cluster.run_context import RunOptions
 
     options = RunOptions(address=address, new_store=new_store, teachers=tuple(teacher or ()))
-    lock = precompute_recipe(_load(recipe, overrides, out), options)
+    lock = precompute_recipe(_load(recipe, overrides, out, size), options)
     stores = {
         f"{name}/{part.part}": part.stores
         for name, parts in lock.corpora.items()
@@ -134,6 +138,7 @@ def precompute(
 def distill(
     recipe: RecipeArgument,
     overrides: SetOption = None,
+    size: SizeOption = None,
     out: OutOption = None,
     num_procs: ProcsOption = None,
     hostfile: HostfileOption = None,
@@ -144,7 +149,7 @@ def distill(
     from cluster.run_context import RunOptions
 
     options = RunOptions(num_procs=num_procs, hostfile=hostfile)
-    student = distill_recipe(_load(recipe, overrides, out), options)
+    student = distill_recipe(_load(recipe, overrides, out, size), options)
     if as_json:
         _print_json({"student": str(student)})
     else:
@@ -155,6 +160,7 @@ def distill(
 def plan(
     recipe: RecipeArgument,
     overrides: SetOption = None,
+    size: SizeOption = None,
     out: OutOption = None,
     no_teacher: Annotated[
         bool, typer.Option("--no-teacher", help="Run no model: say what a run would do, and no more.")
@@ -174,7 +180,7 @@ def plan(
     """
     from cluster.commands import describe_plan, plan_keeping
 
-    loaded = _load(recipe, overrides, out)
+    loaded = _load(recipe, overrides, out, size)
     description = describe_plan(loaded)
     kept = None if no_teacher else plan_keeping(loaded, sample_tokens, tuple(codec or ()))
     if as_json:
@@ -352,10 +358,10 @@ def _explain_os_error(error: OSError) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {error}; run again with --debug", 1
 
 
-def _load(recipe: str, overrides: list[str] | None, out: str | None) -> Any:
+def _load(recipe: str, overrides: list[str] | None, out: str | None, size: str | None = None) -> Any:
     from cluster.recipe_file import load_recipe
 
-    return load_recipe(recipe, overrides or (), out=out)
+    return load_recipe(recipe, overrides or (), out=out, size=size)
 
 
 def _split(columns: str | None) -> tuple[str, ...] | None:

@@ -65,15 +65,7 @@ def evaluate_models(
     labelled_N = rows.golden_N >= 0
     if not labelled_N.any() or not outputs:
         raise DataError(f"evaluation corpus {rows.corpus}: there is no labelled row or no model")
-    kept = replace(
-        rows,
-        golden_N=rows.golden_N[labelled_N],
-        question_N=None if rows.question_N is None else rows.question_N[labelled_N],
-    )
-    models = [
-        replace(model, probabilities_NC=model.probabilities_NC[labelled_N].astype(np.float64))
-        for model in outputs
-    ]
+    kept, models = keep_labelled(rows, outputs)
     scored = score_models(kept, add_averages(models))
     table = _build_table(scored)
     num_rows = len(kept.golden_N)
@@ -89,6 +81,39 @@ def evaluate_models(
         comparisons=tuple(_compare_students(scored, main_arm)),
         notes=(*_note_small_set(num_rows, table), *notes),
     )
+
+
+def compare_outputs(
+    rows: EvaluatedRows, pairs: Sequence[tuple[ModelOutput, ModelOutput]], *, student: str, baseline: str
+) -> Comparison:
+    """Compares models pair by pair, a pair for each seed, on the same rows.
+
+    Args:
+        rows: All labelled.
+        pairs: At least one: the model, and what it is compared with.
+        student: Name of the former for the comparison.
+        baseline: Name of the latter.
+    """
+    numbered = [replace(one, name=str(place)) for place, pair in enumerate(pairs) for one in pair]
+    scored = score_models(rows, numbered)
+    return _compare_pairs(student, baseline, list(zip(scored[::2], scored[1::2], strict=True)), is_main=False)
+
+
+def keep_labelled(
+    rows: EvaluatedRows, outputs: Sequence[ModelOutput]
+) -> tuple[EvaluatedRows, list[ModelOutput]]:
+    """Leaves out the rows without a golden label, for all models alike."""
+    labelled_N = rows.golden_N >= 0
+    kept = replace(
+        rows,
+        golden_N=rows.golden_N[labelled_N],
+        question_N=None if rows.question_N is None else rows.question_N[labelled_N],
+        row_N=None if rows.row_N is None else rows.row_N[labelled_N],
+    )
+    return kept, [
+        replace(model, probabilities_NC=model.probabilities_NC[labelled_N].astype(np.float64))
+        for model in outputs
+    ]
 
 
 def note_partial_split(corpus: Corpus, num_rows: int) -> str | None:
@@ -168,18 +193,33 @@ def _compare_predictions(scored: Sequence[ScoredModel]) -> AgreementMatrix:
 
 
 def _compare_students(scored: Sequence[ScoredModel], main_arm: Arm | None) -> list[Comparison]:
-    """Compares each student with the golden-only student of the same seed; the main arm comes first."""
-    golden = {one.output.seed: one for one in scored if one.output.arm == "golden"}
-    pairs: dict[str, list[tuple[ScoredModel, ScoredModel]]] = defaultdict(list)
-    for one in scored:
-        if one.output.kind == "student" and one.output.arm != "golden" and one.output.seed in golden:
-            pairs[one.output.name].append((one, golden[one.output.seed]))
-    comparisons = [_compare_pairs(name, same_name, main_arm) for name, same_name in pairs.items()]
-    return sorted(comparisons, key=lambda comparison: not comparison.is_main)
+    """Compares each student with the untaught ones of the same seed; the main arm and golden come first."""
+    comparisons = []
+    baselines: tuple[Arm, ...] = ("golden", "golden-long")
+    for baseline in baselines:
+        untaught = {one.output.seed: one for one in scored if one.output.arm == baseline}
+        pairs: dict[str, list[tuple[ScoredModel, ScoredModel]]] = defaultdict(list)
+        for one in scored:
+            is_other = one.output.kind == "student" and one.output.arm not in (baseline, "golden")
+            # Against the longer baseline it is the run's own student that counts.
+            is_asked = baseline == "golden" or one.output.arm == main_arm
+            if is_other and is_asked and one.output.seed in untaught:
+                pairs[one.output.name].append((one, untaught[one.output.seed]))
+        found = [
+            _compare_pairs(
+                name,
+                baseline,
+                same_name,
+                is_main=baseline == "golden" and same_name[0][0].output.arm == main_arm,
+            )
+            for name, same_name in pairs.items()
+        ]
+        comparisons += sorted(found, key=lambda comparison: not comparison.is_main)
+    return comparisons
 
 
 def _compare_pairs(
-    name: str, pairs: Sequence[tuple[ScoredModel, ScoredModel]], main_arm: Arm | None
+    name: str, baseline_name: str, pairs: Sequence[tuple[ScoredModel, ScoredModel]], *, is_main: bool
 ) -> Comparison:
     per_seed = []
     for student, baseline in pairs:
@@ -196,8 +236,8 @@ def _compare_pairs(
     differences_BS = np.stack([student.means_B - baseline.means_B for student, baseline in pairs], axis=1)
     return Comparison(
         student=name,
-        baseline="golden",
-        is_main=main_arm is not None and pairs[0][0].output.arm == main_arm,
+        baseline=baseline_name,
+        is_main=is_main,
         seeds=tuple(per_seed),
         mean_difference=fmean(one.difference for one in per_seed),
         interval=interval_of(differences_BS),

@@ -38,11 +38,7 @@ def evaluate_students(
     corpora = [
         EvaluationCorpus(name, recipe.corpora[name], lock.corpora[name]) for name in recipe.evaluation.corpora
     ]
-    teacher_speeds: dict[str, ModelSpeed] = {}
-    if recipe.evaluation.speed_rows:
-        timing = _Timing.of_run(run, corpora[0])
-        teacher_speeds = _time_teachers(run, teachers, timing)
-        students = _time_students(run, students, timing)
+    teacher_speeds, students = time_models(run, corpora[0], teachers, students)
     for corpus in corpora:
         for student in students:
             run.stop.raise_if_set()
@@ -53,18 +49,40 @@ def evaluate_students(
         )
         for corpus in corpora
     ]
-    dropped = [
+    dropped = list_dropped(planned)
+    evaluation = RunEvaluation(
+        run=recipe.name, main_arm=recipe.student.arm, corpora=tuple(scored), dropped=dropped
+    )
+    write_evaluation(run.directory.evaluation, evaluation)
+    return evaluation
+
+
+def list_dropped(planned: Mapping[str, PlannedCorpus]) -> tuple[DroppedRows, ...]:
+    """Lists the corpora some of whose rows are not trained on."""
+    return tuple(
         DroppedRows(
             corpus=name, num_rows=sum(part.num_rows for part in corpus.parts), num_dropped=corpus.num_dropped
         )
         for name, corpus in planned.items()
         if corpus.num_dropped
-    ]
-    evaluation = RunEvaluation(
-        run=recipe.name, main_arm=recipe.student.arm, corpora=tuple(scored), dropped=tuple(dropped)
     )
-    write_evaluation(run.directory.evaluation, evaluation)
-    return evaluation
+
+
+def time_models(
+    run: Run,
+    corpus: EvaluationCorpus,
+    teachers: Mapping[str, TeacherModel],
+    students: Sequence[FinishedStudent],
+) -> tuple[dict[str, ModelSpeed], Sequence[FinishedStudent]]:
+    """Times teachers and students on the first rows of a corpus, unless the recipe turns that off.
+
+    Returns:
+        The teachers' speeds by name, and the students with theirs.
+    """
+    if not run.recipe.evaluation.speed_rows:
+        return {}, students
+    timing = _Timing.of_run(run, corpus)
+    return _time_teachers(run, teachers, timing), _time_students(run, students, timing)
 
 
 @dataclass(frozen=True)

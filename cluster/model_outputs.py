@@ -36,6 +36,7 @@ class EvaluatedRows:
         golden_N: Golden labels; -1 is unlabelled and left out by ``evaluate_models``.
         question_N: One key per row where rows are ranked within questions, else None.
         num_excluded: Rows that are not here because some teacher has no logits for them.
+        row_N: Number of each row in its corpus; None where nobody asks for the texts.
     """
 
     corpus: str
@@ -43,6 +44,7 @@ class EvaluatedRows:
     golden_N: Ints
     question_N: npt.NDArray[np.generic] | None = None
     num_excluded: int = 0
+    row_N: Ints | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

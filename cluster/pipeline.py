@@ -83,7 +83,7 @@ def train(run: Run, made: Made) -> tuple[FinishedStudent, ...]:
     """Trains the students; the first one is the run's final student."""
     from cluster.student_step import train_students
 
-    return train_students(run, _make_inputs(run, made))
+    return train_students(run, make_inputs(run, made))
 
 
 def publish(run: Run, student: FinishedStudent, _made: Made) -> Path:
@@ -128,7 +128,7 @@ def describe_plan(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _make_inputs(run: Run, made: Made) -> Inputs:
+def make_inputs(run: Run, made: Made) -> Inputs:
     """Collects what the students' jobs read, and hashes their initial weights."""
     from precompute.generation import hash_model
     from schemas.model_ref import resolve_model

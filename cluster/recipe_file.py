@@ -20,7 +20,9 @@ from schemas.digest import replace_file
 from schemas.errors import RecipeError
 
 
-def load_recipe(source: str, overrides: Sequence[str] = (), *, out: str | None = None) -> AnyRecipe:
+def load_recipe(
+    source: str, overrides: Sequence[str] = (), *, out: str | None = None, size: str | None = None
+) -> AnyRecipe:
     """Reads a recipe.
 
     Args:
@@ -28,9 +30,26 @@ def load_recipe(source: str, overrides: Sequence[str] = (), *, out: str | None =
         overrides: ``dotted.path=value`` each; the value is YAML, list items go by index or by their
             ``name``: ``stages.0.alpha=0.5``, ``teachers.t1.num_actors=2``.
         out: Overrides the recipe's output root.
+        size: One of the file's ``sizes``.
 
     Raises:
         RecipeError: The file is missing, no YAML mapping, or does not describe a recipe.
+    """
+    document = load_document(source, size=size)
+    for override in overrides:
+        apply_override(document, override)
+    if out is not None:
+        document["out"] = out
+    return parse_recipe(document, source=source)
+
+
+def load_document(source: str, *, size: str | None = None) -> dict[str, Any]:
+    """Reads a recipe's or a sweep's file as a mapping, its size applied.
+
+    A file may offer ``sizes``: from a name to ``{dotted.path: value}``. Without one it is as written.
+
+    Raises:
+        RecipeError: The file is missing, no YAML mapping, or has no such size.
     """
     text = _read_source(source)
     try:
@@ -39,11 +58,23 @@ def load_recipe(source: str, overrides: Sequence[str] = (), *, out: str | None =
         raise RecipeError(f"is not YAML: {' '.join(str(error).split())}", source=source) from error
     if not isinstance(document, dict):
         raise RecipeError("expected a mapping of fields at the top level", source=source)
-    for override in overrides:
-        _apply_override(document, override)
-    if out is not None:
-        document["out"] = out
-    return parse_recipe(document, source=source)
+    # An alias is the same object: setting a field in one place would set it in all.
+    document = _copy(document)
+    sizes = document.pop("sizes", {})
+    if not isinstance(sizes, dict) or not all(isinstance(changes, dict) for changes in sizes.values()):
+        raise RecipeError("expected names with {dotted.path: value} each", source=source, field="sizes")
+    if size is not None and size not in sizes:
+        known = ", ".join(sizes) or "none"
+        raise RecipeError(f"there is no size {size!r}; the file has {known}", source=source, field="sizes")
+    for path, value in sizes.get(size, {}).items():
+        set_field(document, str(path), value)
+    return document
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
 def parse_recipe(document: dict[str, Any], *, source: str | None = None) -> AnyRecipe:
@@ -56,7 +87,7 @@ def parse_recipe(document: dict[str, Any], *, source: str | None = None) -> AnyR
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        raise _explain(error, source, kind.model_json_schema()) from error
+        raise explain_validation(error, source, kind.model_json_schema()) from error
 
 
 def dump_recipe(recipe: AnyRecipe) -> str:
@@ -123,15 +154,36 @@ def _read_source(source: str) -> str:
     raise RecipeError(f"there is no such file; recipes that ship with tmkd: {known}", source=source)
 
 
-def _apply_override(document: dict[str, Any], override: str) -> None:
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Applies ``dotted.path=value``, whose value is YAML.
+
+    Raises:
+        RecipeError: It is not of that form, or the path leads nowhere.
+    """
     path, separator, text = override.partition("=")
-    steps = path.split(".")
-    if not separator or not all(steps):
+    if not separator:
         raise RecipeError(f"--set wants dotted.path=value, got {override!r}")
     try:
         value = yaml.load(text, Loader=_RecipeLoader)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {path}: the value {text!r} is not YAML", field=path) from error
+    set_field(document, path, value)
+
+
+def set_field(document: dict[str, Any], path: str, value: Any) -> None:
+    """Sets a field; mappings on the way that are not there are made.
+
+    Args:
+        document: Of a recipe.
+        path: Dotted; list items go by index or by their ``name``.
+        value: Any.
+
+    Raises:
+        RecipeError: The path leads nowhere.
+    """
+    steps = path.split(".")
+    if not all(steps):
+        raise RecipeError(f"--set wants dotted.path=value, got the path {path!r}")
     target: Any = document
     for step in steps[:-1]:
         target = _descend(target, step, path)
@@ -165,7 +217,8 @@ def _list_position(items: list[Any], step: str, path: str) -> int:
     raise RecipeError(f"--set {path}: no item {step!r}; expected {expected}", field=path)
 
 
-def _explain(error: ValidationError, source: str | None, schema: dict[str, Any]) -> RecipeError:
+def explain_validation(error: ValidationError, source: str | None, schema: dict[str, Any]) -> RecipeError:
+    """Returns the error that names a document's first mistake, and how many more there are."""
     details = error.errors(include_url=False)
     first = details[0]
     path, parent = _walk_schema(first["loc"], schema)

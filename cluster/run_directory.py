@@ -83,6 +83,11 @@ class RunDirectory:
         return self.out / "cache"
 
     @property
+    def costs(self) -> Path:
+        """Seconds that teachers, stores and students took, whoever made them."""
+        return self.cache / "costs.json"
+
+    @property
     def hash_cache(self) -> Path:
         """Hashes of weight files, by path, size and time."""
         return self.cache / "weights.json"

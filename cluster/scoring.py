@@ -97,6 +97,25 @@ def score_corpus(
         teacher_speeds: By teacher name, as far as they were measured.
         predictions: Directory that keeps the students' probabilities.
     """
+    rows, outputs = collect_outputs(
+        recipe, corpus, students, teacher_speeds=teacher_speeds, predictions=predictions
+    )
+    note = note_partial_split(corpus.corpus, int((rows.golden_N >= 0).sum()))
+    return evaluate_models(rows, outputs, main_arm=recipe.student.arm, notes=[note] if note else [])
+
+
+def collect_outputs(
+    recipe: Recipe,
+    corpus: EvaluationCorpus,
+    students: Sequence[FinishedStudent],
+    *,
+    teacher_speeds: Mapping[str, ModelSpeed],
+    predictions: Path,
+) -> tuple[EvaluatedRows, list[ModelOutput]]:
+    """Reads all models' probabilities over a corpus, on the rows for which all teachers have logits.
+
+    Args: as for ``score_corpus``.
+    """
     teachers = [
         teacher.name
         for teacher in recipe.teachers
@@ -117,10 +136,9 @@ def score_corpus(
         golden_N=golden_N[kept_N],
         question_N=None if question_N is None else question_N[kept_N],
         num_excluded=int((~kept_N).sum()),
+        row_N=np.flatnonzero(kept_N),
     )
-    kept = [_keep(output, kept_N) for output in outputs]
-    note = note_partial_split(corpus.corpus, int((rows.golden_N >= 0).sum()))
-    return evaluate_models(rows, kept, main_arm=recipe.student.arm, notes=[note] if note else [])
+    return rows, [_keep(output, kept_N) for output in outputs]
 
 
 def read_teacher(recipe: Recipe, name: str, corpus: EvaluationCorpus) -> tuple[Floats, npt.NDArray[np.bool_]]:

@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from cluster.arms import used_teachers
+from cluster.cost_log import CostLog
 from cluster.planning import PlannedCorpus
 from cluster.progress import show_progress
 from cluster.ray_session import RaySession, ray_session
 from cluster.run_context import AnyRun, Run, available_cpus
 from cluster.teacher_model import TeacherModel
+from precompute.events import ProgressEvent
 from precompute.stores import StoreKey, StoreRequest, StoreSettings, make_stores
 
 
@@ -35,8 +37,15 @@ def make_run_stores(run: AnyRun, requests: Sequence[StoreRequest]) -> dict[Store
         return ray_session(run.options.address, num_cpus=available_cpus())
 
     with run.steps.step("logit stores") as step:
-        with show_progress() as on_progress:
+        costs = CostLog.open(run.directory.costs)
+        with show_progress() as show, costs.time_stores() as clock:
+
+            def on_progress(event: ProgressEvent) -> None:
+                clock.tick(event)
+                show(event)
+
             roots = make_stores(requests, settings, session=session, on_progress=on_progress, stop=run.stop)
+            clock.charge(roots)
         step.skipped = not started
     return roots
 

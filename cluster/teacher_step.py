@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.arms import MODEL_DIRECTORY, part_sources, used_teachers
+from cluster.cost_log import CostLog
 from cluster.planning import PlannedCorpus
 from cluster.run_context import Run
 from cluster.run_directory import RunDirectory
@@ -66,6 +68,8 @@ def _train(run: Run, teacher: Teacher, path: str, corpus: PlannedCorpus) -> tupl
     job, target = describe_training(run.recipe, run.directory, teacher, path, corpus)
     if target.exists():
         return target, True
+    began_s = time.monotonic()
     run_job(job.model_copy(update={"threads": run.num_threads}), make_launch(run))
     export_single_head(Path(job.output) / MODEL_DIRECTORY, target)
+    CostLog.open(run.directory.costs).add("teachers", {target.parent.name: time.monotonic() - began_s})
     return target, False

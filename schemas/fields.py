@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_check_gpus)]
-Arm = Literal["golden", "1-o-1", "1avg-o-1", "m-o-m", "m-o-1", "tkd", "tmkd"]
+Arm = Literal["golden", "golden-long", "1-o-1", "1avg-o-1", "m-o-m", "m-o-1", "tkd", "tmkd"]
 
 
 class Frozen(BaseModel):

@@ -125,6 +125,8 @@ class StageJob(Frozen):
     def fingerprint(self) -> str:
         """Returns the SHA-256 of what decides the weights; paths are replaced by what they hold."""
         body = self.model_dump(mode="json", exclude={"task", "name", "output", "threads"})
+        # The parts say which corpus it is, whatever the recipe calls it.
+        body["training"].pop("corpus")
         body["parts"] = [
             [part.fingerprint, part.plan_hash, *([part.labels_hash] if part.labels_hash else [])]
             for part in self.parts

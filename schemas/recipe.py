@@ -103,17 +103,27 @@ class Compare(Frozen):
     """Further students, trained from the same stores for the table.
 
     Attributes:
-        arms: Arms beside the student's own; ``golden`` is the student without distillation.
+        arms: Arms beside the student's own; ``golden`` is the student without distillation,
+            ``golden-long`` the same with as many steps as all stages of ``tmkd`` together.
         seeds: Seeds of every arm; by default the recipe's seed alone.
+        arm_seeds: Seeds of arms that have other ones, such as fewer for those of less interest.
+        teachers: Of an arm with one student per teacher, those that have one; by default all.
     """
 
     arms: tuple[Arm, ...] = ("golden",)
     seeds: tuple[int, ...] = ()
+    arm_seeds: dict[Arm, Annotated[tuple[int, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    teachers: dict[Arm, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if len(set(self.arms)) != len(self.arms) or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("arms and seeds must be distinct")
+        for values in (self.arms, self.seeds, *self.arm_seeds.values()):
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ValueError(f"arms and seeds must be distinct; {twice} is given twice")
+        wrong = next((arm for arm in self.teachers if arm not in ("1-o-1", "tkd")), None)
+        if wrong is not None:
+            raise ValueError(f"teachers: {wrong} has no student per teacher; 1-o-1 and tkd have")
         return self
 
 
@@ -176,6 +186,10 @@ class Recipe(Frozen):
             self._check_stage(position, stage, names)
         for arm in (self.student.arm, *self.compare.arms):
             self._check_arm(arm)
+        for arm, chosen in self.compare.teachers.items():
+            unknown = next((name for name in chosen if name not in names), None)
+            if unknown is not None:
+                raise ValueError(f"compare.teachers.{arm}: no teacher is named {unknown!r}")
         check_deepspeed(self.deepspeed)
         return self
 
@@ -204,16 +218,16 @@ class Recipe(Frozen):
     def _check_arm(self, arm: Arm) -> None:
         kinds = {stage.kind for stage in self.stages}
         taught = [stage for stage in self.stages if stage.teachers]
-        if arm in ("tkd", "tmkd") and "pretrain" not in kinds:
+        if arm in ("tkd", "tmkd", "golden-long") and "pretrain" not in kinds:
             raise ValueError(
-                f"arm {arm} has two stages, but no stage is of kind pretrain; use m-o-1 or 1-o-1"
+                f"arm {arm} needs two stages, but none is of kind pretrain; use m-o-1, 1-o-1 or golden"
             )
         if arm not in ("tkd", "tmkd") and "finetune" not in kinds:
             raise ValueError(f"arm {arm} needs a stage of kind finetune")
         if arm not in ("tkd", "tmkd"):
             # Stage 1 is not theirs: without a teacher in stage 2 they would be the golden student again.
             taught = [stage for stage in taught if stage.kind == "finetune"]
-        if arm != "golden" and not taught:
+        if arm not in ("golden", "golden-long") and not taught:
             raise ValueError(f"arm {arm} needs a stage of kind finetune that names teachers")
         if arm == "m-o-m" and "1-o-1" not in (self.student.arm, *self.compare.arms):
             raise ValueError("m-o-m is computed from the students of 1-o-1; add 1-o-1 to compare.arms")
