@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from cluster.svg import draw_circle, draw_line, draw_svg, draw_text
 from schemas.evaluation import ReliabilityBin
 
 _WIDTH, _HEIGHT = 260, 150
@@ -106,15 +107,15 @@ def draw_lines(
     y = Scale(low, high, _HEIGHT - _BOTTOM, _TOP, is_log)
     parts = [_axis_y(y, tick) for tick in y.ticks()]
     last = x.high
-    parts.append(_text(_LEFT, _HEIGHT - 6, "0", "axis"))
-    parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 6, f"step {last:,.0f}", "axis end"))
+    parts.append(draw_text(_LEFT, _HEIGHT - 6, "0", "axis"))
+    parts.append(draw_text(_WIDTH - _RIGHT, _HEIGHT - 6, f"step {last:,.0f}", "axis end"))
     for line in series:
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in line)
         if len(line) == 1:
-            parts.append(_circle(x(line[0][0]), y(line[0][1]), 2, "mark"))
+            parts.append(draw_circle(x(line[0][0]), y(line[0][1]), 2, "mark"))
         parts.append(Markup('<polyline class="line" points="{}"/>').format(path))
-    parts += [_circle(x(step), y(value), 3, "mark") for step, value in marks]
-    return _svg(_WIDTH, _HEIGHT, label, parts)
+    parts += [draw_circle(x(step), y(value), 3, "mark") for step, value in marks]
+    return draw_svg(_WIDTH, _HEIGHT, label, parts)
 
 
 def draw_interval(
@@ -131,11 +132,11 @@ def draw_interval(
     low, high = interval
     parts = []
     if guide is not None:
-        parts.append(_line(axis(guide), 0, axis(guide), _STRIP_HEIGHT, "guide"))
-    parts.append(_line(axis(low), middle, axis(high), middle, "interval"))
-    parts += [_circle(axis(dot), middle, 2, "seed") for dot in dots]
-    parts.append(_circle(axis(value), middle, 3.5, "mark"))
-    return _svg(_STRIP_WIDTH, _STRIP_HEIGHT, label, parts)
+        parts.append(draw_line(axis(guide), 0, axis(guide), _STRIP_HEIGHT, "guide"))
+    parts.append(draw_line(axis(low), middle, axis(high), middle, "interval"))
+    parts += [draw_circle(axis(dot), middle, 2, "seed") for dot in dots]
+    parts.append(draw_circle(axis(value), middle, 3.5, "mark"))
+    return draw_svg(_STRIP_WIDTH, _STRIP_HEIGHT, label, parts)
 
 
 def draw_interval_axis(axis: Scale, *, label: str, factor: float = 1.0) -> Markup:
@@ -143,8 +144,8 @@ def draw_interval_axis(axis: Scale, *, label: str, factor: float = 1.0) -> Marku
     shown = Scale(axis.low * factor, axis.high * factor, axis.start, axis.stop, axis.is_log)
     # Powers of ten are wide, and as many of them as of other numbers would run into each other.
     ticks = shown.ticks(2 if axis.is_log else 5)
-    parts = [_text(shown(tick), 12, f"{tick:g}", "axis middle") for tick in ticks]
-    return _svg(_STRIP_WIDTH, 16, label, parts)
+    parts = [draw_text(shown(tick), 12, f"{tick:g}", "axis middle") for tick in ticks]
+    return draw_svg(_STRIP_WIDTH, 16, label, parts)
 
 
 def interval_scale(low: float, high: float, *, is_log: bool = False) -> Scale:
@@ -168,49 +169,24 @@ def draw_reliability(
     x = Scale(start, 1.0, 30, _SQUARE - 8)
     y = Scale(0.0, 1.0, _SQUARE - 22, 8)
     total = sum(one.num_rows for one in bins) or 1
-    parts = [_line(x(start), y(tick), x(1), y(tick), "grid") for tick in (0.0, 0.5, 1.0)]
-    parts += [_text(26, y(tick) + 3, f"{100 * tick:.0f}", "axis end") for tick in (0.0, 0.5, 1.0)]
+    parts = [draw_line(x(start), y(tick), x(1), y(tick), "grid") for tick in (0.0, 0.5, 1.0)]
+    parts += [draw_text(26, y(tick) + 3, f"{100 * tick:.0f}", "axis end") for tick in (0.0, 0.5, 1.0)]
     parts += [
-        _text(x(start), _SQUARE - 6, f"{100 * start:.0f}", "axis"),
-        _text(x(1), _SQUARE - 6, "100", "axis end"),
-        _line(x(start), y(start), x(1), y(1), "guide"),
+        draw_text(x(start), _SQUARE - 6, f"{100 * start:.0f}", "axis"),
+        draw_text(x(1), _SQUARE - 6, "100", "axis end"),
+        draw_line(x(start), y(start), x(1), y(1), "guide"),
     ]
     filled = [one for one in bins if one.mean_confidence is not None and one.accuracy is not None]
     for one in filled:
         radius = 1.2 + 11 * math.sqrt(one.num_rows / total)
         title = f"{one.num_rows:,} {noun}: confidence {100 * (one.mean_confidence or 0):.1f} %, "
         title += f"accuracy {100 * (one.accuracy or 0):.1f} %"
-        parts.append(_circle(x(one.mean_confidence or 0), y(one.accuracy or 0), radius, "bubble", title))
-    return _svg(_SQUARE, _SQUARE, label, parts)
+        parts.append(draw_circle(x(one.mean_confidence or 0), y(one.accuracy or 0), radius, "bubble", title))
+    return draw_svg(_SQUARE, _SQUARE, label, parts)
 
 
 def _axis_y(y: Scale, tick: float) -> Markup:
     position = y(tick)
-    return _line(_LEFT, position, _WIDTH - _RIGHT, position, "grid") + _text(
+    return draw_line(_LEFT, position, _WIDTH - _RIGHT, position, "grid") + draw_text(
         _LEFT - 5, position + 3, f"{tick:.4g}", "axis end"
     )
-
-
-def _svg(width: float, height: float, label: str, parts: Sequence[Markup]) -> Markup:
-    head = Markup('<svg viewBox="0 0 {} {}" width="{}" height="{}" role="img" aria-label="{}">')
-    return head.format(width, height, width, height, label) + Markup("").join(parts) + Markup("</svg>")
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(
-        kind, x1, y1, x2, y2
-    )
-
-
-def _circle(x: float, y: float, radius: float, kind: str, title: str = "") -> Markup:
-    inside = Markup("<title>{}</title>").format(title) if title else Markup("")
-    return (
-        Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{:.1f}">').format(kind, x, y, radius)
-        + inside
-        + Markup("</circle>")
-    )
-
-
-def _text(x: float, y: float, text: str, kind: str) -> Markup:
-    # Markup.format escapes its arguments.
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(kind, x, y, text)

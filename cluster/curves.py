@@ -58,11 +58,23 @@ def read_student_curves(students: Path) -> list[Curve]:
     """Reads ``<arm>/[<teacher>/]seed-<n>/<stage>/metrics.jsonl`` below the students' directory."""
     curves = []
     for path in sorted(students.glob(f"**/seed-*/*/{METRICS_FILE}")):
-        *model, seed, stage, _ = path.relative_to(students).parts
-        group = _name_stage(stage, _read_json(path.with_name(JOB_FILE)))
-        curve = read_curve(path, group=group, model="/".join(model), seed=seed.removeprefix("seed-"))
+        *model, seed, _, _ = path.relative_to(students).parts
+        curve = read_stage_curve(path.parent, model="/".join(model), seed=seed.removeprefix("seed-"))
         curves += [curve] if curve is not None else []
-    # An arm without stage 1 counts its stages from another start, so that names decide, not numbers.
+    return order_curves(curves)
+
+
+def read_stage_curve(stage: Path, *, model: str, seed: str) -> Curve | None:
+    """Reads the log of a stage's directory; None if it holds no point."""
+    group = _name_stage(stage.name, _read_json(stage / JOB_FILE))
+    return read_curve(stage / METRICS_FILE, group=group, model=model, seed=seed)
+
+
+def order_curves(curves: Iterable[Curve]) -> list[Curve]:
+    """Puts pre-training first.
+
+    An arm without stage 1 counts its stages from another start, so that names decide, not numbers.
+    """
     return sorted(curves, key=lambda curve: not curve.group.startswith(_STAGE_NAMES["pretrain"]))
 
 
@@ -107,6 +119,9 @@ def _name_stage(directory: str, job: Mapping[str, Any]) -> str:
     corpus = training.get("corpus") if isinstance(training, dict) else None
     if job.get("task") == "language" and corpus is not None:
         return f"Stage {kind}: training on {corpus}"
+    if kind not in _STAGE_NAMES and "alpha" in job:
+        # A directory that is named by a fingerprint says nothing; soft labels alone are pre-training.
+        kind = "pretrain" if job["alpha"] == 1.0 else "finetune"
     if kind not in _STAGE_NAMES or corpus is None:
         return directory
     return f"{_STAGE_NAMES[kind]} on {corpus}"

@@ -15,23 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from cluster import figures
 from cluster.curves import Curve, read_student_curves, read_teacher_curves
-from cluster.language import figures as language_figures
-from cluster.language import report_charts as language_charts
-from cluster.language.summary import find_language_student, summarise_language, untaught_arms
-from cluster.report_charts import (
-    CurveGroup,
-    draw_curves,
-    draw_reliabilities,
-    shade,
-    strip_axis,
-    strip_of,
-)
+from cluster.language.summary import summarise_language, untaught_arms
+from cluster.page import page_environment
+from cluster.report_charts import CurveGroup, draw_curves
 from cluster.report_stores import list_run_stores
-from cluster.summary import find_student, summarise
+from cluster.summary import summarise
 from schemas.digest import DocumentError, read_document, replace_file
 from schemas.errors import DataError
 from schemas.evaluation import EVALUATION_FILE, RunEvaluation
@@ -59,7 +49,7 @@ def write_report(run_dir: Path) -> Path:
     is_language = isinstance(evaluation, LanguageRunEvaluation)
     stores = list_run_stores(run_dir)
     page = (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             run=run_dir.absolute().name,
@@ -77,35 +67,6 @@ def write_report(run_dir: Path) -> Path:
     path = run_dir / REPORT_FILE
     replace_file(path, page.encode())
     return path
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("cluster"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        name.removeprefix("format_"): function
-        for module in (figures, language_figures)
-        for name, function in vars(module).items()
-        if name.startswith("format_")
-    }
-    environment.globals |= {
-        "dropped_sentence": figures.dropped_sentence,
-        "draw_reliabilities": draw_reliabilities,
-        "find_student": find_student,
-        "shade": shade,
-        "strip_axis": strip_axis,
-        "strip_of": strip_of,
-        "absent": figures.ABSENT,
-        "language": language_charts,
-        "find_language_student": find_language_student,
-        "position_noun": language_figures.position_noun,
-    }
-    return environment
 
 
 def _read_recipe(run_dir: Path) -> str:

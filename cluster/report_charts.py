@@ -122,9 +122,9 @@ def strip_axis(corpus: CorpusEvaluation) -> Markup:
     return draw_interval_axis(_strip_scale(corpus), label="accuracy in percent", factor=100.0)
 
 
-def strip_of(corpus: CorpusEvaluation, row: ModelRow) -> Markup:
-    """Draws a row's accuracy with its interval; the guide is the student without distillation."""
-    golden = next((one for one in corpus.models if one.arm == "golden" and one.level == 0), None)
+def strip_of(corpus: CorpusEvaluation, row: ModelRow, baseline: str = "golden") -> Markup:
+    """Draws a row's accuracy with its interval; the guide is the baseline's."""
+    golden = next((one for one in corpus.models if one.arm == baseline and one.level == 0), None)
     seeds = [
         one.accuracy
         for one in corpus.models
