@@ -25,8 +25,8 @@ from schemas.fields import Arm, Count, Frozen, Gpus, Name
 GridValues = tuple[Any, ...] | dict[str, dict[str, Any]]
 """Of one axis: values of the field that names it, or named groups of fields with their values."""
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9.=_-]+")
-_MAX_SLUG = 80
+_UNSAFE = re.compile(r"[^A-Za-z0-9.=,_-]+")
+_MAX_NAME = 80
 
 
 class Published(Frozen):
@@ -140,11 +140,11 @@ class GridPoint(Frozen):
         if not self.coordinates:
             return "base"
         text = ",".join(f"{_short(axis)}={name}" for axis, name in self.coordinates.items())
-        safe = "_".join(filter(None, _UNSAFE.split(text.replace(",", "__"))))
-        if len(safe) <= _MAX_SLUG and safe == text.replace(",", "__"):
+        safe = _UNSAFE.sub("_", text)
+        if safe == text and len(safe) <= _MAX_NAME:
             return safe
         digest = hashlib.sha256(json.dumps(self.coordinates, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{safe[:_MAX_SLUG]}-{digest}"
+        return f"{safe[:_MAX_NAME]}-{digest}"
 
     @property
     def title(self) -> str:
