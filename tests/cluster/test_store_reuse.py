@@ -169,3 +169,25 @@ def test_a_file_that_rows_were_appended_to_pays_for_those_rows_only(
         ("train+1", 10),
     ]
     assert set(made.roots.values()) < paid.roots()
+
+
+def test_a_corpus_that_grew_and_was_renamed_pays_for_its_new_rows_only(
+    made: ProjectStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        json.loads(line) for line in (made.project.root / "data" / "train.jsonl").read_text().splitlines()
+    ]
+    made.project.write_rows("renamed", rows + make_rows(6, seed=9))
+    part = {"kind": "file", "path": "renamed.jsonl", "name": "train"}
+    for name in ("pairs", "couples"):
+        corpora = {key: corpus(key) for key in ("unlabelled", "test")} | {name: corpus("x", parts=[part])}
+        paid = pay(
+            made,
+            monkeypatch,
+            name=name,
+            corpora=corpora,
+            stages=stages(("unlabelled", name), "first", "second"),
+        )
+        # 6 new rows for two teachers, the first time.
+        assert paid.num_rows == (12 if name == "pairs" else 0)
+        assert [part.num_rows for part in paid.lock.corpora[name]] == [40, 6]
