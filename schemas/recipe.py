@@ -229,6 +229,8 @@ class Recipe(Frozen):
             taught = [stage for stage in taught if stage.kind == "finetune"]
         if arm not in ("golden", "golden-long") and not taught:
             raise ValueError(f"arm {arm} needs a stage of kind finetune that names teachers")
+        if arm == "golden-long" and "tmkd" not in (self.student.arm, *self.compare.arms):
+            raise ValueError("golden-long takes as many steps as tmkd; add tmkd to compare.arms")
         if arm == "m-o-m" and "1-o-1" not in (self.student.arm, *self.compare.arms):
             raise ValueError("m-o-m is computed from the students of 1-o-1; add 1-o-1 to compare.arms")
         if arm == "m-o-m" and self.student.arm == "m-o-m":

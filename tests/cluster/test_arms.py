@@ -82,6 +82,39 @@ def test_golden_has_one_stage_and_no_store() -> None:
     assert job.init_hash == "hash"
 
 
+def test_golden_long_takes_as_many_steps_as_all_stages_of_tmkd() -> None:
+    steps = {"pretrain": 70, "finetune": 30}
+    counted = replace(inputs(), count_steps=lambda job: steps[job.output.rsplit("-", 1)[-1]])
+    both = recipe(compare={"arms": ["golden", "golden-long"], "seeds": [1]})
+    (job,) = stage_jobs(both, StudentRun("golden-long", 1), counted, Path("/students"))
+    assert job.training.max_steps == 100
+    assert job.soft_targets == ()
+    assert (job.name, job.output) == (
+        "golden-long/seed-1/stage-1",
+        "/students/golden-long/seed-1/stage-1-finetune",
+    )
+    (golden,) = stage_jobs(both, StudentRun("golden", 1), counted, Path("/students"))
+    assert golden.training.max_steps is None
+    assert job.fingerprint() != golden.fingerprint()
+
+
+def test_an_arm_may_have_fewer_seeds_or_fewer_teachers() -> None:
+    compare = {
+        "arms": ["golden", "1-o-1", "tkd"],
+        "seeds": [1, 2],
+        "arm_seeds": {"1-o-1": [2]},
+        "teachers": {"tkd": ["t2"]},
+    }
+    names = [run.name for run in student_runs(recipe(compare=compare))]
+    assert names[4:] == ["1-o-1/t1/seed-2", "1-o-1/t2/seed-2", "tkd/t2/seed-1", "tkd/t2/seed-2"]
+
+
+def test_the_name_of_a_corpus_does_not_decide_a_weight() -> None:
+    before = jobs("golden")[0]
+    training = before.training.model_copy(update={"corpus": "renamed"})
+    assert before.model_copy(update={"training": training}).fingerprint() == before.fingerprint()
+
+
 def test_one_to_one_has_one_teacher_and_tkd_has_it_in_both_stages() -> None:
     (job,) = jobs("1-o-1", "t2")
     assert job.prediction_heads() == ("golden", "t2")

@@ -295,3 +295,22 @@ def test_the_document_survives_a_round_trip_and_notices_an_edit(tmp_path: Path) 
 def test_equal_predictions_give_equal_documents() -> None:
     outputs = [student("tmkd", seed, 0.9, 0.9, 0.1, 0.6) for seed in (1, 2)]
     assert evaluate(*outputs) == evaluate(*outputs)
+
+
+def test_the_run_s_own_student_is_also_compared_with_the_longer_baseline() -> None:
+    outputs = [
+        student("tmkd", 1, 0.9, 0.9, 0.1, 0.1),
+        student("m-o-1", 1, 0.9, 0.9, 0.1, 0.9),
+        student("golden", 1, 0.9, 0.1, 0.1, 0.9),
+        student("golden-long", 1, 0.9, 0.9, 0.9, 0.9),
+    ]
+    found = {
+        (one.student, one.baseline): (one.mean_difference, one.is_main)
+        for one in evaluate(*outputs, main_arm="tmkd").comparisons
+    }
+    assert found == {
+        ("tmkd", "golden"): (0.5, True),
+        ("m-o-1", "golden"): (0.25, False),
+        ("golden-long", "golden"): (0.0, False),
+        ("tmkd", "golden-long"): (0.5, False),
+    }

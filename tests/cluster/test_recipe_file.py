@@ -85,7 +85,7 @@ def test_numbers_with_an_exponent_are_numbers_also_where_the_recipe_takes_anythi
         (
             "corpora.train.parts.0.pth=1",
             "corpora.train.parts.0.pth",
-            "expected one of kind, limit, name, path",
+            "expected one of fold, kind, limit, name, path",
         ),
         ("teachers.0.dtype=int8", "teachers.0.dtype", "got 'int8'"),
         ("stages.0.alpha=2", "stages.0.alpha", "less than or equal to 1"),

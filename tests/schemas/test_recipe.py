@@ -60,7 +60,7 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         ({"stages": [{"kind": "finetune", "corpus": "raw", "alpha": 0.5}]}, "no label column"),
         (
             {"stages": [{"kind": "finetune", "corpus": "train", "teachers": ["t1"]}]},
-            "arm tmkd has two stages",
+            "arm tmkd needs two stages",
         ),
         ({"teachers": [{"name": "t1"}]}, "either model or stores"),
         ({"teachers": [{"name": "t1", "model": "m", "stores": ["s"]}]}, "either model or stores"),
@@ -82,7 +82,17 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
             },
             "arm m-o-1 needs a stage of kind finetune that names teachers",
         ),
-        ({"compare": {"seeds": [1, 1]}}, "distinct"),
+        ({"compare": {"seeds": [1, 1]}}, "1 is given twice"),
+        ({"compare": {"arm_seeds": {"golden": [2, 2]}}}, "2 is given twice"),
+        ({"compare": {"teachers": {"tmkd": ["t1"]}}}, "tmkd has no student per teacher"),
+        ({"compare": {"arms": ["1-o-1"], "teachers": {"1-o-1": ["t9"]}}}, "no teacher is named 't9'"),
+        (
+            {
+                "student": {"init": {"kind": "layers", "model": "m"}, "arm": "m-o-1"},
+                "compare": {"arms": ["golden-long"]},
+            },
+            "golden-long takes as many steps as tmkd",
+        ),
         ({"name": "../escape"}, "pattern"),
         ({"evaluation": {"corpora": ["nowhere"]}}, "no corpus is named 'nowhere'"),
         ({"typo": 1}, "Extra inputs"),
