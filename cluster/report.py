@@ -1,4 +1,4 @@
-"""``report.html``: one self-contained page about a run.
+"""``report.html``: one self-contained page about a run, or about a sweep.
 
 Invariants:
     1. The page loads nothing: no script, no link, no image, no font (tests/cluster/test_report.py).
@@ -22,10 +22,12 @@ from cluster.page import page_environment
 from cluster.report_charts import CurveGroup, draw_curves
 from cluster.report_stores import list_run_stores
 from cluster.summary import summarise
+from cluster.sweep.report import write_sweep_report
 from schemas.digest import DocumentError, read_document, replace_file
 from schemas.errors import DataError
 from schemas.evaluation import EVALUATION_FILE, RunEvaluation
 from schemas.language_evaluation import AnyEvaluation, LanguageRunEvaluation, read_any_evaluation
+from schemas.sweep_evaluation import SWEEP_EVALUATION_FILE
 
 REPORT_FILE = "report.html"
 RECIPE_FILE = "recipe.yaml"
@@ -33,10 +35,10 @@ TIMINGS_FILE = "timings.json"
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes ``report.html`` into a run's directory.
+    """Writes ``report.html`` into a run's directory, or into a sweep's.
 
     Args:
-        run_dir: ``<out>/<name>``, with at least ``recipe.yaml``.
+        run_dir: ``<out>/<name>``, with at least ``recipe.yaml``, or a sweep's with ``sweep.json``.
 
     Returns:
         The page's path.
@@ -44,6 +46,8 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         DataError: The directory is no run, or a file of it is damaged.
     """
+    if (run_dir / SWEEP_EVALUATION_FILE).exists():
+        return write_sweep_report(run_dir)
     recipe_text = _read_recipe(run_dir)
     evaluation = _read_evaluation(run_dir)
     is_language = isinstance(evaluation, LanguageRunEvaluation)

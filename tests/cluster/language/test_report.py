@@ -22,7 +22,8 @@ from tests.cluster.language.finished_run import (
     write_log,
 )
 from tests.cluster.language.measured_texts import make_evaluation
-from tests.cluster.test_report import HOSTILE, read_page
+from tests.cluster.page_reader import read_page
+from tests.cluster.test_report import HOSTILE
 
 
 @pytest.fixture(scope="module")
