@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,13 +40,13 @@ def sweep(
     directory, evaluation = run_sweep(described, cells, RunOptions(address=address, new_store=new_store))
     report = write_sweep_report(directory)
     if as_json:
-        body = {"sweep": str(directory), "report": str(report)}
-        typer.echo(json.dumps({**body, "evaluation": evaluation.model_dump(mode="json")}, ensure_ascii=False))
+        body: dict[str, Any] = {"sweep": str(directory), "report": str(report)}
+        body |= {"evaluation": evaluation.model_dump(mode="json")}
+        typer.echo(json.dumps(body, ensure_ascii=False))
     else:
         print_sweep(evaluation)
         say(f"report: {report}")
     if evaluation.failures:
-        say(
-            f"tmkd: {len(evaluation.failures)} of {len(evaluation.students)} students have no result; see above"
-        )
+        failed = f"{len(evaluation.failures)} of {len(evaluation.students)} students"
+        say(f"tmkd: {failed} have no result: the table says why, the same command tries them again")
         raise typer.Exit(FAILED_EXIT_CODE)

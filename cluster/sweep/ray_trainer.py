@@ -8,7 +8,7 @@ Invariants (tests/cluster/sweep/test_ray_trainer.py):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,13 @@ from schemas.sweep import StudentResources
 _MAX_RETRIES = 2
 
 
+Train = Callable[[StageJob, int], TmkdError | None]
+
+
+def _train(job: StageJob, num_procs: int) -> TmkdError | None:
+    return train_stage(job, num_procs=num_procs)
+
+
 class RayTrainer:
     """Begins jobs as Ray tasks.
 
@@ -32,10 +39,10 @@ class RayTrainer:
         slots: Tasks under way at once.
     """
 
-    def __init__(self, resources: StudentResources, num_procs: int) -> None:
+    def __init__(self, resources: StudentResources, num_procs: int, train: Train = _train) -> None:
         self.slots = resources.at_once
         self._num_procs = num_procs
-        self._task: Any = ray.remote(_train).options(
+        self._task: Any = ray.remote(train).options(
             num_cpus=student_cpus(resources), num_gpus=resources.gpus, max_retries=_MAX_RETRIES
         )
         self._running: dict[Any, str] = {}
@@ -66,10 +73,6 @@ def ray_trainer(resources: StudentResources, num_procs: int, address: str | None
 def student_cpus(resources: StudentResources) -> int:
     """Returns the CPUs of one student, by default its share of this machine's."""
     return resources.cpus or max(1, available_cpus() // resources.at_once)
-
-
-def _train(job: StageJob, num_procs: int) -> TmkdError | None:
-    return train_stage(job, num_procs=num_procs)
 
 
 def _collect(reference: Any) -> TmkdError | None:

@@ -106,8 +106,8 @@ def score_point(point: PointOutputs, main_arm: Arm) -> CorpusEvaluation:
     cells = point.cells
     if len(cells) > 1 or cells[0].cell.fold is not None:
         notes.append(
-            f"cross-validation: the {len(point.rows.golden_N):,} held-out rows of {len(cells)} folds together, "
-            "each labelled by models that were not trained on its fold"
+            f"cross-validation: the {len(point.rows.golden_N):,} held-out rows of {len(cells)} folds "
+            "together, each labelled by models that were not trained on its fold"
         )
     else:
         note = note_partial_split(cells[0].corpus.corpus, len(point.rows.golden_N))
