@@ -103,8 +103,18 @@ def write_recipe(recipe: AnyRecipe, path: Path) -> None:
 
 def shipped_recipes() -> tuple[str, ...]:
     """Returns the names of the recipes that ship with tmkd."""
-    files = importlib.resources.files("recipes").iterdir()
-    return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
+    return _list_shipped("")
+
+
+def shipped_sweeps() -> tuple[str, ...]:
+    """Returns the names of the sweeps that ship with tmkd, such as ``sweeps/qnli``."""
+    return _list_shipped("sweeps/")
+
+
+def _list_shipped(folder: str) -> tuple[str, ...]:
+    files = (importlib.resources.files("recipes") / folder).iterdir()
+    names = sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    return tuple(f"{folder}{name}" for name in names)
 
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
@@ -146,11 +156,11 @@ def _read_source(source: str) -> str:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"cannot be read ({error})", source=source) from error
-    name = path.name.removesuffix(".yaml")
     # `recipes/quickstart.yaml` also works where tmkd was installed from a wheel.
-    if name in shipped_recipes() and str(path.parent) in (".", "recipes"):
+    name = source.removesuffix(".yaml").removeprefix("recipes/")
+    if name in (*shipped_recipes(), *shipped_sweeps()):
         return (importlib.resources.files("recipes") / f"{name}.yaml").read_text(encoding="utf-8")
-    known = ", ".join(shipped_recipes())
+    known = ", ".join((*shipped_recipes(), *shipped_sweeps()))
     raise RecipeError(f"there is no such file; recipes that ship with tmkd: {known}", source=source)
 
 

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.recipe_file import dump_recipe, load_recipe, shipped_recipes, write_recipe
+from cluster.recipe_file import dump_recipe, load_recipe, shipped_recipes, shipped_sweeps, write_recipe
+from cluster.sweep.points import load_sweep, make_cells
 from schemas.errors import RecipeError
+from schemas.recipe import Recipe
 
+EXPERIMENTS = ("mnli", "snli", "qnli", "rte", "many_to_one")
 MINIMAL = """
 name: run
 corpora:
@@ -29,8 +32,30 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
     assert load_recipe(name).name
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("size", ["table", "smoke"])
+def test_every_published_experiment_has_its_smaller_sizes(name: str, size: str) -> None:
+    whole, smaller = load_recipe(name), load_recipe(name, size=size)
+    assert isinstance(whole, Recipe)
+    assert isinstance(smaller, Recipe)
+    assert all(teacher.model == "google-bert/bert-large-uncased" for teacher in whole.teachers)
+    assert all(str(teacher.model).startswith("package://") for teacher in smaller.teachers)
+    # Every part can be read below a data root.
+    parts = [part for corpus in smaller.corpora.values() for part in corpus.parts]
+    assert all(getattr(part, "mirror", "source") for part in parts)
+
+
+@pytest.mark.parametrize("name", shipped_sweeps())
+@pytest.mark.parametrize("size", [None, "smoke"])
+def test_every_shipped_sweep_is_valid(name: str, size: str | None) -> None:
+    cells = make_cells(load_sweep(name, size=size), source=name)
+    assert cells
+    assert len({cell.directory.run for cell in cells}) == len(cells)
+
+
 def test_there_are_shipped_recipes() -> None:
-    assert {"quickstart", "rte"} <= set(shipped_recipes())
+    assert {"quickstart", *EXPERIMENTS} <= set(shipped_recipes())
+    assert {f"sweeps/{name}" for name in (*EXPERIMENTS, "ablations")} <= set(shipped_sweeps())
 
 
 def test_a_shipped_recipe_is_found_under_its_repository_path(
@@ -38,6 +63,7 @@ def test_a_shipped_recipe_is_found_under_its_repository_path(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_recipe("recipes/rte.yaml").name == "rte"
+    assert load_sweep("recipes/sweeps/qnli.yaml").name == "qnli-table"
 
 
 def test_overrides_reach_mappings_lists_and_named_items(recipe_path: Path) -> None:
@@ -137,3 +163,22 @@ def test_a_merge_key_may_be_overridden(recipe_path: Path) -> None:
 def test_a_missing_recipe_lists_the_shipped_ones() -> None:
     with pytest.raises(RecipeError, match="quickstart"):
         load_recipe("nowhere/quickstart.yaml")
+
+
+def test_a_size_is_applied_before_overrides_and_leaves_no_trace(tmp_path: Path) -> None:
+    path = tmp_path / "sized.yaml"
+    path.write_text(MINIMAL + "sizes: {small: {student.init.layers: 1, seed: 5}, huge: {}}\n")
+    assert load_recipe(str(path)).student.init.layers == 2  # type: ignore[union-attr]
+    small = load_recipe(str(path), ["seed=6"], size="small")
+    assert (small.student.init.layers, small.seed) == (1, 6)  # type: ignore[union-attr]
+    assert "sizes" not in dump_recipe(small)
+    with pytest.raises(RecipeError, match=r"sizes: there is no size 'medium'; the file has small, huge"):
+        load_recipe(str(path), size="medium")
+
+
+@pytest.mark.parametrize("sizes", ["[1]", "{small: 3}", "text"])
+def test_sizes_that_are_none_are_refused(tmp_path: Path, sizes: str) -> None:
+    path = tmp_path / "sized.yaml"
+    path.write_text(f"{MINIMAL}sizes: {sizes}\n")
+    with pytest.raises(RecipeError, match=r"sizes: expected names with \{dotted.path: value\} each"):
+        load_recipe(str(path))
