@@ -27,6 +27,8 @@ from schemas.storage.location import is_local
 
 # Where trained stages and a sweep's cells lie below a run: what else is there may be of any size.
 _SEARCHED = ("students", "stages", "cells")
+# Where the stages of all sweeps lie, below the output root itself.
+_SHARED = "students"
 _HASHED_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")
 _STAGE_NAME = re.compile(r"/stage-\d+$")
 
@@ -71,7 +73,12 @@ class StoreUses:
                         _add_lock(found, directory, str(directory.relative_to(out)))
                     elif (job := _read_job(directory / file)) is not None:
                         jobs[str(directory.resolve())] = job
-                _add_students(found, jobs, run.name)
+                _add_students(found, jobs, f"{run.name}/")
+            # The names of sweeps' stages, which all sweeps share, say which sweep trained them first.
+            shared = {path.parent: _read_job(path) for path in (out / _SHARED).glob(f"*/{JOB_FILE}")}
+            _add_students(
+                found, {str(at.resolve()): job for at, job in shared.items() if job is not None}, ""
+            )
         return cls(
             {
                 key: StoreUse(*(tuple(sorted(kind)) for kind in (use.names, use.runs, use.students)))
@@ -123,10 +130,16 @@ def _read_job(path: Path) -> AnyJob | None:
 
 
 def _add_students(found: defaultdict[str, _Found], jobs: Mapping[str, AnyJob], run: str) -> None:
-    """Adds the students whose last stages are among ``jobs``, which are named by their directories."""
+    """Adds the students whose last stages are among ``jobs``, which are named by their directories.
+
+    Args:
+        found: Is added to.
+        jobs: By directory.
+        run: What their names begin with.
+    """
     before = {directory: _directory_before(job) for directory, job in jobs.items()}
     for last in jobs.keys() - before.values():
-        student = f"{run}/{_STAGE_NAME.sub('', jobs[last].name)}"
+        student = f"{run}{_STAGE_NAME.sub('', jobs[last].name)}"
         for stage in _stages_up_to(last, before):
             for root in _stores_of(jobs[stage]):
                 found[_key(root)].students.add(student)

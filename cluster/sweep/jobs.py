@@ -49,12 +49,14 @@ class JobNode:
 
 def place_run(cell: Cell, student: StudentRun, jobs: Sequence[StageJob]) -> SweepRun:
     """Moves a student's stages to the places that their fingerprints name."""
-    root = cell.directory.out / STUDENTS_DIRECTORY
+    out = cell.directory.out
+    root = out / STUDENTS_DIRECTORY
+    sweep = cell.directory.run.relative_to(out).parts[0]
     placed: list[StageJob] = []
     for job in jobs:
         # A fingerprint covers neither the job's place nor that of the stage before it.
         output = root / job.fingerprint()[:_NAME_DIGITS]
-        changes: dict[str, object] = {"output": str(output), "name": f"{cell.name}/{job.name}"}
+        changes: dict[str, object] = {"output": str(output), "name": f"{sweep}/{cell.name}/{job.name}"}
         if placed and isinstance(job.init, StudentInit):
             model = Path(placed[-1].output) / MODEL_DIRECTORY
             changes["init"] = job.init.model_copy(update={"path": str(model)})

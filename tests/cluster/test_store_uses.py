@@ -48,6 +48,15 @@ def test_a_stage_that_students_share_is_used_by_each_of_them_and_is_no_student_i
     assert find(tmp_path, SECOND).students == ("grid/alpha-0.1/seed-1",)
 
 
+def test_the_stages_that_all_sweeps_share_say_whose_students_they_are(tmp_path: Path) -> None:
+    shared = tmp_path / "students"
+    first = write_stage(shared / ("a" * 16), "grid/layers=3/tmkd/seed-1/stage-1", FIRST)
+    write_stage(shared / ("b" * 16), "grid/layers=3/tmkd/seed-1/stage-2", SECOND, before=first)
+    write_stage(shared / ("c" * 16), "other/base/tmkd/seed-1/stage-2", before=first)
+    assert find(tmp_path, FIRST).students == ("grid/layers=3/tmkd/seed-1", "other/base/tmkd/seed-1")
+    assert find(tmp_path, SECOND).students == ("grid/layers=3/tmkd/seed-1",)
+
+
 def test_stages_that_name_each_other_end_the_search(tmp_path: Path) -> None:
     stages = tmp_path / "grid" / "stages"
     write_stage(stages / "a", "a/stage-1", FIRST, before=stages / "b")
