@@ -13,7 +13,18 @@ def _check_gpus(num_gpus: float) -> float:
     return num_gpus
 
 
+# Beside the runs of an output root.
+_SHARED_DIRECTORIES = ("cache", "corpora", "stores", "students", "teachers")
+
+
+def _check_run_name(name: str) -> str:
+    if name in _SHARED_DIRECTORIES:
+        raise ValueError(f"is the name of a directory that all runs share: {', '.join(_SHARED_DIRECTORIES)}")
+    return name
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+RunName = Annotated[Name, AfterValidator(_check_run_name)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.fields import Count, Dtype, Frozen, Gpus, Name
+from schemas.fields import Count, Dtype, Frozen, Gpus, Name, RunName
 from schemas.policy import AnyPolicy, KeepPolicy, TopKPolicy
 from schemas.teacher import StoreOptions
 from schemas.text_corpus import TextCorpus
@@ -216,7 +216,7 @@ class LanguageRecipe(Frozen):
     """
 
     task: Literal["language"]
-    name: Name
+    name: RunName
     out: str = "runs"
     data_root: str | None = None
     seed: int = 17

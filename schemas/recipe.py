@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.corpus import Corpus, FilePart, HubPart, Part, PydocqaPart
-from schemas.fields import Arm, Count, Dtype, Fraction, Frozen, Name
+from schemas.fields import Arm, Count, Dtype, Fraction, Frozen, Name, RunName
 from schemas.teacher import StoreOptions, Teacher
 from schemas.training import (
     FinetuneStage,
@@ -152,7 +152,7 @@ class Recipe(Frozen):
     """
 
     task: Literal["classification"] = "classification"
-    name: Name
+    name: RunName
     out: str = "runs"
     data_root: str | None = None
     seed: int = 17

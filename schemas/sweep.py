@@ -20,7 +20,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from schemas.fields import Arm, Count, Frozen, Gpus, Name
+from schemas.fields import Arm, Count, Frozen, Gpus, Name, RunName
 
 GridValues = tuple[Any, ...] | dict[str, dict[str, Any]]
 """Of one axis: values of the field that names it, or named groups of fields with their values."""
@@ -81,7 +81,7 @@ class Sweep(Frozen):
         published: Figures to stand beside ours.
     """
 
-    name: Name
+    name: RunName
     recipe: str
     size: Name | None = None
     overrides: dict[str, Any] = Field(default_factory=dict)

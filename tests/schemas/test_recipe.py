@@ -94,6 +94,7 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
             "golden-long takes as many steps as tmkd",
         ),
         ({"name": "../escape"}, "pattern"),
+        ({"name": "students"}, "a directory that all runs share"),
         ({"evaluation": {"corpora": ["nowhere"]}}, "no corpus is named 'nowhere'"),
         ({"typo": 1}, "Extra inputs"),
     ],
