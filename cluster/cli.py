@@ -18,6 +18,7 @@ import typer
 
 from cluster.command_options import AddressOption, JsonOption, OutOption, SetOption, SizeOption
 from cluster.console import say, stderr_console
+from cluster.export_command import export
 from cluster.store_commands import store_app
 from cluster.sweep.command import sweep
 from schemas.errors import ResourceError, TmkdError
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(store_app, name="store")
 app.command()(sweep)
+app.command()(export)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
 NewStoreOption = Annotated[
@@ -257,41 +259,6 @@ def predict(
         _print_json({"rows": lines} if output is None else {"num_rows": len(lines), "output": str(output)})
     elif output is None:
         typer.echo(text, nl=False)
-
-
-@app.command()
-def export(
-    student: Annotated[Path, typer.Argument(help="A student's directory.")],
-    output: Annotated[Path, typer.Argument(help="A new directory for the single-head checkpoint.")],
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Measure what folding costs on its corpora.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Or on a labelled file.")] = None,
-    overrides: SetOption = None,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Folds the heads into one: a checkpoint that plain transformers opens.
-
-    What that costs in accuracy is measured where there are rows: by default those of the student's run.
-    """
-    from cluster.student_commands import export_student, find_own_recipe
-    from schemas.errors import RecipeError
-
-    if recipe is not None and data is not None:
-        raise RecipeError("export wants at most one of --recipe and --data")
-    if recipe is not None:
-        loaded = _load(recipe, overrides, out)
-    else:
-        loaded = find_own_recipe(student) if data is None else None
-    result = export_student(student, output, loaded, data)
-    if as_json:
-        _print_json(result)
-        return
-    for key, value in result.items():
-        typer.echo(f"{key}\t{value}")
-    if "accuracy_folded" not in result:
-        say("give --recipe or --data to measure what folding the heads costs in accuracy")
 
 
 @app.command()

@@ -1,10 +1,9 @@
-"""What a finished student is used for: evaluation, prediction, export."""
+"""What a finished student is used for: evaluation and prediction."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from scipy.stats import rankdata
 
 from cluster.arms import StudentRun
 from cluster.language.student_task import refuse_language_model
-from cluster.recipe_file import load_recipe
 from cluster.run_context import available_cpus, available_device
 from cluster.run_directory import RunDirectory, read_lock
 from cluster.scoring import EvaluationCorpus, FinishedStudent, score_corpus
@@ -22,7 +20,6 @@ from cluster.speed import time_student
 from cluster.stores_lock import locked_parts
 from cluster.student_task import StudentTask, read_task
 from distill.evaluate import evaluate_student
-from distill.export import fold_student, folding_cost
 from distill.heads import HeadLayout
 from precompute.corpus import MaterialisedPart, materialise_corpus
 from schemas.errors import RecipeError
@@ -44,7 +41,7 @@ def evaluate_on_recipe(student: Path, recipe: Recipe) -> RunEvaluation:
     """
     refuse_language_model(student, "evaluate it on a recipe of its own (task: language)")
     HeadLayout.load(student)
-    return _score(student, recipe, _evaluation_corpora(recipe))
+    return _score(student, recipe, evaluation_corpora(recipe))
 
 
 def evaluate_on_file(student: Path, data: Path, columns: Sequence[str] | None, label: str) -> RunEvaluation:
@@ -54,9 +51,9 @@ def evaluate_on_file(student: Path, data: Path, columns: Sequence[str] | None, l
         RecipeError: The student is a language model, or the columns are not its own.
     """
     refuse_language_model(student, "--data is for labelled rows: give --recipe, with the text in a corpus")
-    task = _task(student, columns)
+    task = text_columns(student, columns)
     with tempfile.TemporaryDirectory() as scratch:
-        corpus, parts = _read_file(task, data, label, Path(scratch))
+        corpus, parts = read_labelled_file(task, data, label, Path(scratch))
         recipe = Recipe.model_validate(
             {
                 "name": DATA_NAME,
@@ -81,12 +78,12 @@ def predict_file(
         RecipeError: The student is a language model, or the columns are not its own.
     """
     refuse_language_model(student, "predict labels rows: let transformers generate text with the directory")
-    task = _task(student, columns)
+    task = text_columns(student, columns)
     question = question or task.question
     if question is not None and question not in task.text:
         raise RecipeError(f"--question names {question!r}; the text columns are {', '.join(task.text)}")
     with tempfile.TemporaryDirectory() as scratch:
-        _, parts = _read_file(task, data, None, Path(scratch))
+        _, parts = read_labelled_file(task, data, None, Path(scratch))
         paths = [part.rows for part in parts]
         predictions = evaluate_student(student, paths, task.labels, device=available_device())
         keys = None if question is None else _texts(paths, task.text.index(question))
@@ -107,54 +104,6 @@ def predict_file(
     return lines
 
 
-def export_student(student: Path, output: Path, recipe: Recipe | None, data: Path | None) -> dict[str, Any]:
-    """Folds a student's heads into a plain checkpoint and says what that costs, where there are rows.
-
-    Args:
-        student: The student's directory.
-        output: A new directory.
-        recipe: Measures the cost on its first evaluation corpus.
-        data: Or on this file, with the student's own columns and the labels in ``label``.
-
-    Raises:
-        RecipeError: The student is a language model.
-    """
-    refuse_language_model(student, "there are no heads to fold: plain transformers opens it as it is")
-    HeadLayout.load(student)
-    with tempfile.TemporaryDirectory() as scratch:
-        # The rows come first: a file that cannot be read must not leave a checkpoint behind.
-        rows: EvaluationCorpus | None = None
-        if recipe is not None:
-            rows = _evaluation_corpora(recipe)[0]
-        elif data is not None:
-            rows = EvaluationCorpus(
-                DATA_NAME, *_read_file(_task(student, None), data, "label", Path(scratch))
-            )
-        report = fold_student(student, output)
-        result: dict[str, Any] = {
-            "directory": str(report.directory),
-            "heads": list(report.heads),
-            "num_parameters": report.num_parameters,
-            "num_student_parameters": report.num_student_parameters,
-        }
-        if rows is None:
-            return result
-        paths = [part.rows for part in rows.parts]
-        return result | asdict(folding_cost(student, output, paths, rows.corpus.labels))
-
-
-def find_own_recipe(student: Path) -> Recipe | None:
-    """Returns the recipe of the run that a student lies in, if it has evaluation rows at hand."""
-    run = student.absolute().parent
-    path = run / "recipe.yaml"
-    if not path.is_file():
-        return None
-    recipe = load_recipe(str(path), out=str(run.parent))
-    if not isinstance(recipe, Recipe) or not recipe.evaluation.corpora:
-        return None
-    return recipe if RunDirectory.of(recipe).lock.exists() else None
-
-
 def rank_within(scores_N: npt.NDArray[np.floating[Any]], keys: Sequence[str]) -> npt.NDArray[np.int64]:
     """Ranks scores within groups of equal keys, best first from 1; ties by order of appearance."""
     _, group_N = np.unique(np.array(keys), return_inverse=True)
@@ -165,7 +114,7 @@ def rank_within(scores_N: npt.NDArray[np.floating[Any]], keys: Sequence[str]) ->
     return ranks_N
 
 
-def _evaluation_corpora(recipe: Recipe) -> list[EvaluationCorpus]:
+def evaluation_corpora(recipe: Recipe) -> list[EvaluationCorpus]:
     """Returns a recipe's evaluation corpora as its run locked them; one that it did not is read anew."""
     if not recipe.evaluation.corpora:
         raise RecipeError("the recipe names no evaluation corpus", field="evaluation.corpora")
@@ -182,7 +131,13 @@ def _evaluation_corpora(recipe: Recipe) -> list[EvaluationCorpus]:
     return found
 
 
-def _task(student: Path, columns: Sequence[str] | None) -> StudentTask:
+def text_columns(student: Path, columns: Sequence[str] | None) -> StudentTask:
+    """Returns what a student does, with these text columns or else its own.
+
+    Raises:
+        DataError: The directory holds no student.
+        RecipeError: The columns are not its own, or nobody says what they are called.
+    """
     labels = HeadLayout.load(student).labels
     task = read_task(student)
     if task is None and columns is None:
@@ -195,9 +150,14 @@ def _task(student: Path, columns: Sequence[str] | None) -> StudentTask:
     return StudentTask(text=text, labels=labels, question=question)
 
 
-def _read_file(
+def read_labelled_file(
     task: StudentTask, data: Path, label: str | None, scratch: Path
 ) -> tuple[Corpus, tuple[LockedPart, ...]]:
+    """Reads a file as a corpus of one part.
+
+    Raises:
+        DataError: It cannot be read, or lacks a column.
+    """
     corpus = Corpus(
         labels=task.labels,
         text=task.text,
