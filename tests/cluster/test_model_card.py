@@ -160,7 +160,6 @@ def test_the_metrics_are_the_students_own_row_or_are_called_a_mean(tmp_path: Pat
     card = render_card(other, Licences())
     shown = f"| 1,200 | {100 * rows['tmkd'].accuracy:.1f}"
     assert f"| dev | tmkd (a mean over 3 seeds, not this model alone) {shown}" in card
-    )
 
 
 def test_a_student_without_teachers_has_none_in_its_card(tmp_path: Path) -> None:
