@@ -24,6 +24,7 @@ from distill.stage_directory import StageDirectory, publish_directory
 from distill.store_reader import LogitStore
 from distill.token_store import TokenStore
 from schemas.job import AnyJob, LanguageJob, StageJob, StageStatus
+from schemas.recipe import Recipe
 
 
 def train_students(run: Run, inputs: Inputs) -> tuple[FinishedStudent, ...]:
@@ -101,20 +102,24 @@ def make_launch(run: AnyRun) -> Launch:
     return launch
 
 
-def publish_student(run: Run, student: FinishedStudent) -> Path:
-    """Copies the final student to ``<run>/student``, whole or not at all, with what its task is."""
-    target = run.directory.student
-    last = run.recipe.stages[-1]
-    corpus = run.recipe.corpora[last.corpus]
-    task = StudentTask(
+def describe_student(recipe: Recipe, student: FinishedStudent) -> StudentTask:
+    """Says what a recipe's student does and what it was trained from."""
+    corpus = recipe.corpora[recipe.stages[-1].corpus]
+    return StudentTask(
         text=corpus.text,
         labels=corpus.labels,
         question=corpus.question,
         arm=student.run.arm,
         seed=student.run.seed,
-        teachers=taught_by(run.recipe),
+        teachers=taught_by(recipe),
         fingerprint=student.fingerprint,
     )
+
+
+def publish_student(run: Run, student: FinishedStudent) -> Path:
+    """Copies the final student to ``<run>/student``, whole or not at all, with what its task is."""
+    target = run.directory.student
+    task = describe_student(run.recipe, student)
 
     def write(directory: Path) -> None:
         shutil.copytree(student.directory, directory)

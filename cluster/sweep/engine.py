@@ -23,7 +23,8 @@ from cluster.run_context import Run, RunOf, RunOptions
 from cluster.scoring import EvaluationCorpus, FinishedStudent, read_predictions
 from cluster.speed import ModelSpeed
 from cluster.steps import StepLog
-from cluster.student_step import check_stores
+from cluster.student_step import check_stores, describe_student
+from cluster.student_task import TASK_FILE, write_task
 from cluster.sweep.costs import sum_costs
 from cluster.sweep.jobs import SweepRun, make_graph, place_run
 from cluster.sweep.points import Cell
@@ -93,6 +94,8 @@ def run_sweep(sweep: Sweep, cells: Sequence[Cell], options: RunOptions) -> tuple
             report = _train(sweep, cells[0], runs, options, stop)
         costs = CostLog.open(cells[0].directory.costs)
         costs.add("students", report.seconds)
+        for one in prepared:
+            _describe_tasks(one, report)
         with steps.step("evaluation"):
             points, outputs = _evaluate(prepared, report, stop)
     main_arms = tuple(dict.fromkeys([sweep.baseline, *(point.main_arm for point in points)]))
@@ -133,6 +136,21 @@ def _prepare(sweep: Sweep, cell: Cell, options: RunOptions, stop: StopFlag) -> P
         for student in student_runs(cell.recipe)
     ]
     return PreparedCell(cell, run, made, tuple(students))
+
+
+def _describe_tasks(prepared: PreparedCell, report: PoolReport) -> None:
+    """Writes ``task.json`` beside each finished student, for ``predict``, ``evaluate`` and ``export``."""
+    for student in _finished(prepared, report):
+        if not (student.directory / TASK_FILE).exists():
+            write_task(describe_student(prepared.cell.recipe, student), student.directory)
+
+
+def _finished(prepared: PreparedCell, report: PoolReport) -> list[FinishedStudent]:
+    return [
+        FinishedStudent(run.student, Path(run.jobs[-1].output) / MODEL_DIRECTORY, fingerprint)
+        for run in prepared.runs
+        if (fingerprint := run.jobs[-1].fingerprint()) in report.done
+    ]
 
 
 def _threads(sweep: Sweep, run: Run) -> int:
@@ -191,11 +209,7 @@ def _collect(cells: Sequence[PreparedCell], report: PoolReport, stop: StopFlag) 
             EvaluationCorpus(name, one.cell.recipe.corpora[name], one.made.lock.corpora[name])
             for name in recipe.evaluation.corpora
         ]
-        students: Sequence[FinishedStudent] = [
-            FinishedStudent(run.student, Path(run.jobs[-1].output) / MODEL_DIRECTORY, fingerprint)
-            for run in one.runs
-            if (fingerprint := run.jobs[-1].fingerprint()) in report.done
-        ]
+        students: Sequence[FinishedStudent] = _finished(one, report)
         if place == 0 and corpora:
             speeds, students = time_models(one.run, corpora[0], one.made.models, students)
             student_speeds = {student.run.arm: student.speed for student in students}

@@ -87,6 +87,18 @@ def test_a_student_that_fails_stops_no_other_and_is_named(project: Project) -> N
         ]
 
 
+def test_each_student_of_a_sweep_predicts_by_itself(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = next(one for one in result(project).students if one.arm == "tmkd" and one.state == "trained")
+    model = project.root / "runs" / "sweep" / student.stages[-1] / "model"
+    capsys.readouterr()
+    assert run_command(["predict", str(model), "--data", str(project.root / "data" / "test.jsonl")]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 24
+    assert {"label", "probabilities", "question", "rank"} <= lines[0].keys()
+
+
 def test_started_again_it_trains_only_what_is_missing(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
