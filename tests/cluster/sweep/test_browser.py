@@ -58,7 +58,7 @@ def browse(tmp_path: Path, page: Path, *arguments: str) -> str:
     """Runs the browser on a page and returns what it prints."""
     command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *arguments, page.as_uri()]
     # A loaded machine starts a browser slowly.
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     return done.stdout
 
 
