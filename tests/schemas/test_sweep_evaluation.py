@@ -18,13 +18,18 @@ from schemas.sweep_evaluation import (
 )
 
 
+POINT = GridPoint(coordinates={"a": "1"}, overrides={"a": 1})
+
+
 def evaluation() -> SweepEvaluation:
     return SweepEvaluation(
         sweep="s",
         recipe="r.yaml",
         seeds=(1,),
         baseline="golden",
-        points=(PointEvaluation(point=GridPoint(coordinates={"a": "1"}, overrides={"a": 1}), main_arm="tmkd"),),
+        points=(
+            PointEvaluation(point=GridPoint(coordinates={"a": "1"}, overrides={"a": 1}), main_arm="tmkd"),
+        ),
         students=(
             SweepStudent(point="a=1", arm="tmkd", seed=1, state="failed", error="no space"),
             SweepStudent(point="a=1", arm="golden", seed=1, state="trained", stages=("../students/x",)),
