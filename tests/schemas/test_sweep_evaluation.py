@@ -17,7 +17,6 @@ from schemas.sweep_evaluation import (
     write_sweep_evaluation,
 )
 
-
 POINT = GridPoint(coordinates={"a": "1"}, overrides={"a": 1})
 
 
