@@ -263,7 +263,8 @@ def predict(
 
 @app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="A run's or a sweep's directory.")], as_json: JsonOption = False
+    run_dir: Annotated[Path, typer.Argument(help="A run's or sweep's directory.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Writes a run's self-contained HTML page."""
     from cluster.report import write_report
