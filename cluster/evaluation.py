@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -195,6 +195,8 @@ def _compare_predictions(scored: Sequence[ScoredModel]) -> AgreementMatrix:
 def _compare_students(scored: Sequence[ScoredModel], main_arm: Arm | None) -> list[Comparison]:
     """Compares each student with the untaught ones of the same seed; the main arm and golden come first."""
     comparisons = []
+    names = {(one.output.arm, one.output.name) for one in scored if one.output.teacher is not None}
+    over_teachers = [arm for arm, count in Counter(arm for arm, _ in names).items() if arm and count > 1]
     baselines: tuple[Arm, ...] = ("golden", "golden-long")
     for baseline in baselines:
         untaught = {one.output.seed: one for one in scored if one.output.arm == baseline}
@@ -204,7 +206,10 @@ def _compare_students(scored: Sequence[ScoredModel], main_arm: Arm | None) -> li
             # Against the longer baseline it is the run's own student that counts.
             is_asked = baseline == "golden" or one.output.arm == main_arm
             if is_other and is_asked and one.output.seed in untaught:
-                pairs[one.output.name].append((one, untaught[one.output.seed]))
+                # The line of an arm with several teachers is the mean over its students.
+                arm = one.output.arm if one.output.arm in over_teachers else None
+                for name in filter(None, (arm, one.output.name)):
+                    pairs[name].append((one, untaught[one.output.seed]))
         found = [
             _compare_pairs(
                 name,
@@ -227,6 +232,7 @@ def _compare_pairs(
         per_seed.append(
             SeedComparison(
                 seed=student.output.seed or 0,
+                teacher=student.output.teacher if name == student.output.arm else None,
                 only_student=test.only_first,
                 only_baseline=test.only_second,
                 p_value=test.p_value,

@@ -70,8 +70,9 @@ def comparison_sentence(comparison: Comparison) -> str:
     )
     seeds = len(comparison.seeds)
     won = sum(one.difference > 0 for one in comparison.seeds)
+    noun = "students" if any(one.teacher for one in comparison.seeds) else "seeds"
     if seeds > 1:
-        detail = f"{seeds} seeds, {won} of them better; 95 % interval {interval}"
+        detail = f"{seeds} {noun}, {won} of them better; 95 % interval {interval}"
     else:
         detail = f"95 % interval {interval}, McNemar p = {comparison.seeds[0].p_value:.2g}"
     difference = format_difference(comparison.mean_difference)

@@ -123,9 +123,11 @@ class SeedComparison(Frozen):
         only_student, only_baseline: Rows that only this one has right.
         p_value: Two-sided exact binomial.
         difference: Accuracy of the student minus that of the baseline.
+        teacher: The student's, in the comparison of an arm with one student per teacher.
     """
 
     seed: int
+    teacher: str | None = None
     only_student: NumRows
     only_baseline: NumRows
     p_value: Share
@@ -138,6 +140,7 @@ class Comparison(Frozen):
     Attributes:
         student, baseline: Names of rows.
         is_main: Whether ``student`` is the run's own.
+        seeds: A test for each seed; of an arm with one student per teacher, for each of its students.
         mean_difference: Of accuracy, over seeds.
         interval: Bootstrap over rows and seeds, both models on the same resampled rows.
     """

@@ -104,7 +104,7 @@ def _list_ours(
             label=row.teacher if row.level == 1 and row.teacher else row.name,
             row=row,
             comparison=comparison,
-            gain=comparison.mean_difference if comparison else _difference(row, baseline),
+            gain=comparison.mean_difference if comparison else None,
             is_main=row.level == 0 and row.arm == point.main_arm,
             is_baseline=row is baseline,
         )
@@ -132,13 +132,6 @@ def _mark_missing(
                 is_baseline=arm == baseline,
             )
             yield _with_published(lost, baseline, published)
-
-
-def _difference(row: ModelRow, baseline: ModelRow | None) -> float | None:
-    """Returns the difference of two means over the same seeds."""
-    if row.kind != "student" or baseline is None or row is baseline:
-        return None
-    return row.accuracy - baseline.accuracy if set(row.seeds) == set(baseline.seeds) else None
 
 
 def _with_published(line: ResultLine, baseline: str, published: Published | None) -> ResultLine:

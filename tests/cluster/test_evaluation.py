@@ -314,3 +314,19 @@ def test_the_run_s_own_student_is_also_compared_with_the_longer_baseline() -> No
         ("golden-long", "golden"): (0.0, False),
         ("tmkd", "golden-long"): (0.5, False),
     }
+
+
+def test_an_arm_with_several_teachers_is_compared_over_all_of_its_students() -> None:
+    outputs = [
+        student("1-o-1", 1, 0.9, 0.9, 0.1, 0.1, of="a"),
+        student("1-o-1", 1, 0.9, 0.9, 0.1, 0.9, of="b"),
+        student("tkd", 1, 0.9, 0.9, 0.1, 0.1, of="a"),
+        student("golden", 1, 0.9, 0.1, 0.1, 0.9),
+    ]
+    found = {one.student: one for one in evaluate(*outputs, main_arm="tkd").comparisons}
+    assert list(found) == ["tkd/a", "1-o-1", "1-o-1/a", "1-o-1/b", "m-o-m"]
+    arm = found["1-o-1"]
+    assert arm.mean_difference == pytest.approx((0.5 + 0.25) / 2)
+    assert [(one.teacher, one.difference) for one in arm.seeds] == [("a", 0.5), ("b", 0.25)]
+    assert arm.interval.low <= arm.mean_difference <= arm.interval.high
+    assert found["1-o-1/a"].seeds[0].teacher is None

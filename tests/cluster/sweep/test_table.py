@@ -83,7 +83,7 @@ def test_one_seed_has_no_spread_and_is_tested_by_mcnemar() -> None:
     assert f"p {seed.p_value:.2g}" in text
 
 
-def test_an_arm_with_one_student_per_teacher_has_a_gain_without_an_interval() -> None:
+def test_an_arm_with_one_student_per_teacher_has_the_gain_of_all_its_students() -> None:
     point = make_sweep().points[0]
     assert point.evaluation is not None
     lines = {line.name: line for line in list_lines(make_sweep(), point, point.evaluation.corpora[0])}
@@ -91,18 +91,19 @@ def test_an_arm_with_one_student_per_teacher_has_a_gain_without_an_interval() ->
     arm = lines["1-o-1"]
     assert baseline is not None
     assert arm.row is not None
-    assert arm.comparison is None
+    assert arm.comparison is not None
+    assert len(arm.comparison.seeds) == 3 * len(baseline.seeds)
     assert arm.gain == pytest.approx(arm.row.accuracy - baseline.accuracy)
     assert lines["1-o-1/teacher-a"].comparison is not None
 
 
-def test_seeds_that_differ_give_no_gain_by_subtraction() -> None:
+def test_a_gain_is_over_the_seeds_that_both_have() -> None:
     evaluation = make_sweep(lost=(("golden", 2),))
     point = evaluation.points[0]
     assert point.evaluation is not None
     lines = {line.name: line for line in list_lines(evaluation, point, point.evaluation.corpora[0])}
-    assert lines["1-o-1"].gain is None
-    # Paired over the seeds that both have.
+    assert lines["1-o-1"].comparison is not None
+    assert {one.seed for one in lines["1-o-1"].comparison.seeds} == {1, 3}
     assert lines["tmkd"].comparison is not None
     assert len(lines["tmkd"].comparison.seeds) == 2
 
