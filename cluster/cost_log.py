@@ -10,8 +10,7 @@ Invariants (tests/cluster/test_cost_log.py):
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -48,11 +47,6 @@ class CostLog:
         except (OSError, DocumentError, KeyError, TypeError, ValueError, AttributeError):
             pass
         return log
-
-    @contextmanager
-    def time_stores(self) -> Iterator[StoreClock]:
-        """Times the teachers' passes that make stores."""
-        yield StoreClock(self)
 
     def add(self, kind: Kind, seconds: Mapping[str, float]) -> None:
         """Notes what things of a kind took, by name; a figure that is there stays."""

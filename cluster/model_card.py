@@ -26,7 +26,7 @@ from schemas.errors import RecipeError
 CARD_FILE = "README.md"
 UNKNOWN_LICENCE = "unknown"
 OTHER_LICENCE = "other"
-# Ids that the hub takes as they are (hub-docs, "Licenses"); of others only the name can be given.
+# Common ids that the hub takes as they are; of all others the name is given, which is never wrong.
 # fmt: off
 LICENCE_IDS = frozenset(
     (

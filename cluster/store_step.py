@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from cluster.arms import used_teachers
-from cluster.cost_log import CostLog
+from cluster.cost_log import CostLog, StoreClock
 from cluster.planning import PlannedCorpus
 from cluster.progress import show_progress
 from cluster.ray_session import RaySession, ray_session
@@ -37,8 +37,8 @@ def make_run_stores(run: AnyRun, requests: Sequence[StoreRequest]) -> dict[Store
         return ray_session(run.options.address, num_cpus=available_cpus())
 
     with run.steps.step("logit stores") as step:
-        costs = CostLog.open(run.directory.costs)
-        with show_progress() as show, costs.time_stores() as clock:
+        clock = StoreClock(CostLog.open(run.directory.costs))
+        with show_progress() as show:
 
             def on_progress(event: ProgressEvent) -> None:
                 clock.tick(event)

@@ -84,7 +84,7 @@ def train_jobs(graph: Mapping[str, JobNode], trainer: Trainer, stop: StopFlag) -
     stop.raise_if_set()
     failed = set(report.errors)
     for fingerprint, cause in blocked_by(graph, failed).items():
-        report.errors[fingerprint] = f"not begun: its stage 1 failed ({report.errors[cause]})"
+        report.errors[fingerprint] = f"not begun: an earlier stage failed ({report.errors[cause]})"
     return report
 
 

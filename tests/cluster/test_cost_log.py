@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster import cost_log
-from cluster.cost_log import CostLog, count_stored_rows, store_name
+from cluster.cost_log import CostLog, StoreClock, count_stored_rows, store_name
 from precompute.events import ProgressEvent, TeacherState
 from tests.store_factory import make_part, make_store
 
@@ -58,11 +58,11 @@ def test_a_teachers_pass_is_charged_by_rows_to_the_stores_without_a_figure(
     monkeypatch.setattr(cost_log.time, "monotonic", lambda: next(now))
     log = CostLog.open(tmp_path / "costs.json")
     log.add("stores", {"old-store": 99.0})
-    with log.time_stores() as clock:
-        for state in ("waiting", "loading", "running", "done"):
-            clock.tick(event("t", state))  # type: ignore[arg-type]
-        clock.tick(event("idle", "done"))
-        clock.charge(roots)
+    clock = StoreClock(log)
+    for state in ("waiting", "loading", "running", "done"):
+        clock.tick(event("t", state))  # type: ignore[arg-type]
+    clock.tick(event("idle", "done"))
+    clock.charge(roots)
     # From loading at 12 s to done at 26 s, two rows of eight and six of eight.
     assert CostLog.open(log.path).seconds["stores"] == {
         "old-store": 99.0,

@@ -68,7 +68,7 @@ def test_a_failure_stops_only_what_starts_from_it(graph: dict[str, JobNode]) -> 
     report = train(graph, trainer)
     assert report.done == {"first", "other"}
     assert report.errors["second"] == "second broke"
-    assert report.errors["third"] == "not begun: its stage 1 failed (second broke)"
+    assert report.errors["third"] == "not begun: an earlier stage failed (second broke)"
     assert "third" not in trainer.begun
 
 

@@ -142,6 +142,9 @@ def test_the_publications_standard_error_stands_under_every_table() -> None:
 def test_the_standard_error_is_that_of_a_binomial_share() -> None:
     half = Published(source="s", num_rows=277, accuracy={"a": 40.0, "b": 60.0})
     assert published_stderr(half) == pytest.approx(0.5 / math.sqrt(277))
+    # At a mean of 80 %: sqrt(0.8 * 0.2) = 0.4.
+    high = Published(source="s", num_rows=100, accuracy={"a": 70.0, "b": 90.0})
+    assert published_stderr(high) == pytest.approx(0.04)
     assert published_stderr(Published(source="s", accuracy={"a": 50.0})) is None
 
 
