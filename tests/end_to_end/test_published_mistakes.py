@@ -111,6 +111,8 @@ def test_accuracy_is_against_the_golden_label_and_not_against_the_teacher() -> N
     (student,) = [model for model in evaluation.models if model.name == "tmkd"]
     assert student.accuracy == 0.25
     assert student.agreement == {"t": 1.0}
+    # Nor do intervals know the teacher's word: four rows of which one is right are never all right.
+    assert student.accuracy_interval.low < student.accuracy < student.accuracy_interval.high < 1.0
 
 
 def test_votes_of_one_row_are_joined_whatever_order_and_batches_their_stores_were_written_in(
