@@ -157,7 +157,7 @@ def stage_jobs(recipe: Recipe, run: StudentRun, inputs: Inputs, students: Path) 
                 training=training_of(stage, teachers),
                 selection_seed=recipe.seed,
                 seed=run.seed,
-                deepspeed=recipe.deepspeed,
+                deepspeed=recipe.deepspeed if recipe.student.deepspeed is None else recipe.student.deepspeed,
                 threads=inputs.threads,
             )
         )

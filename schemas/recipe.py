@@ -88,15 +88,23 @@ class ConfigInit(Frozen):
 
 
 class Student(Frozen):
-    """The student's architecture.
+    """The student: its architecture, and how it is trained beside what the stages say.
 
     Attributes:
         arm: Which arm is the run's student; ``compare`` names further ones.
+        deepspeed: DeepSpeed configuration of the student's stages instead of the recipe's, which then is
+            that of the trained teachers alone: a large teacher may need ZeRO where its student does not.
     """
 
     init: Annotated[LayersInit | ConfigInit, Field(discriminator="kind")]
     max_length: Annotated[int, Field(ge=8)] = 128
     arm: Arm = "tmkd"
+    deepspeed: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_deepspeed(self.deepspeed or {})
+        return self
 
 
 class Compare(Frozen):
@@ -146,7 +154,8 @@ class Recipe(Frozen):
         name: Name of the run: ``<out>/<name>``.
         out: Root of runs, stores and trained teachers.
         data_root: Directory of local data; it also turns a hub part's ``mirror`` on.
-        deepspeed: A DeepSpeed configuration. Batch fields follow from the recipe and are refused.
+        deepspeed: A DeepSpeed configuration, of the teachers that are trained and of the student. Batch
+            fields follow from the recipe and are refused.
         num_procs: Ranks of the student's training on this host.
         threads_per_proc: CPU threads of one rank; by default the CPUs divided by the ranks.
     """

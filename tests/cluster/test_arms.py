@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from cluster.arms import Inputs, StudentRun, stage_jobs, student_runs, used_teachers
+from cluster.run_directory import RunDirectory
+from cluster.teachers import teacher_job
 from schemas.errors import DataError
 from schemas.job import StudentInit
 from schemas.recipe import Recipe
@@ -149,6 +151,19 @@ def test_arms_share_seed_and_selection(seed: int) -> None:
     for arm in ("golden", "m-o-1", "tmkd"):
         job = stage_jobs(recipe(), StudentRun(arm, seed), inputs(), Path("/students"))[-1]
         assert (job.seed, job.selection_seed, job.threads) == (seed, 17, 2)
+
+
+def test_a_student_may_be_trained_by_another_deepspeed_configuration_than_the_teachers() -> None:
+    both = {"zero_optimization": {"stage": 2}}
+    for student, own in ((None, both), ({}, {}), ({"bf16": {"enabled": True}}, {"bf16": {"enabled": True}})):
+        teacher = {"name": "t1", "model": "m", "train": {"corpus": "train"}}
+        fields = {**recipe().student.model_dump(), "arm": "m-o-1", "deepspeed": student}
+        made = recipe(deepspeed=both, student=fields, teachers=[teacher, {"name": "t2", "model": "m"}])
+        (job,) = stage_jobs(made, StudentRun("m-o-1", 1), inputs(), Path("/students"))
+        assert job.deepspeed == own
+        directory = RunDirectory.of(made)
+        trained = teacher_job(made, made.teachers[0], job.parts, init_hash="hash", directory=directory)
+        assert trained.deepspeed == both
 
 
 def test_a_stage_1_without_the_students_teacher_is_left_out() -> None:

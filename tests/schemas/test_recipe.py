@@ -71,6 +71,10 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
             "keep is top_k; classification stores are dense",
         ),
         ({"deepspeed": {"train_batch_size": 8}}, "batch, optimizer and scheduler"),
+        (
+            {"student": {"init": {"kind": "layers", "model": "m"}, "deepspeed": {"optimizer": {}}}},
+            "batch, optimizer and scheduler",
+        ),
         ({"compare": {"arms": ["m-o-m"]}}, "m-o-m is computed"),
         (
             {
