@@ -6,12 +6,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.arms import StudentRun, stages_of, student_runs, teachers_of
+from cluster.arms import StudentRun, stages_of, teachers_of
 from cluster.run_directory import RunDirectory, read_lock
+from cluster.student_origin import StudentOrigin
 from cluster.student_task import StudentTask
 from distill.export import FoldingCost, FoldReport
 from distill.onnx_export import OnnxReport
-from schemas.evaluation import CorpusEvaluation, DroppedRows, ModelRow, RunEvaluation, read_evaluation
+from schemas.evaluation import CorpusEvaluation, DroppedRows, ModelRow, RunEvaluation
 from schemas.model_ref import PACKAGE_SCHEME
 from schemas.recipe import (
     Corpus,
@@ -57,7 +58,7 @@ class CardSource:
         report: What was folded.
         max_length: Longest input in tokens.
         task: What the student's directory says of it.
-        recipe: Of the run that it lies in; None where it lies in none.
+        origin: The run or sweep that it belongs to; None where it belongs to none.
         cost: What folding costs; None where it was not measured.
         measured_on: The corpus of ``cost``.
         onnx: How ``model.onnx`` compares; None where there is none.
@@ -67,7 +68,7 @@ class CardSource:
     report: FoldReport
     max_length: int
     task: StudentTask | None
-    recipe: Recipe | None
+    origin: StudentOrigin | None
     cost: FoldingCost | None
     measured_on: CorpusFact
     onnx: OnnxReport | None
@@ -128,17 +129,15 @@ class RunFacts:
 
 
 def run_facts(source: CardSource) -> RunFacts | None:
-    """Collects them; None where the student lies in no run.
+    """Collects them; None where the student belongs to no run.
 
     Raises:
-        DataError: The run's lock or evaluation is damaged.
+        DataError: The run's lock is damaged.
     """
-    recipe = source.recipe
-    if recipe is None:
+    if source.origin is None:
         return None
-    directory = RunDirectory.of(recipe)
-    evaluation = read_evaluation(directory.evaluation) if directory.evaluation.exists() else None
-    student = _student_run(recipe, source.task)
+    recipe, directory = source.origin.recipe, source.origin.directory
+    evaluation, student = source.origin.evaluation, source.origin.student
     stages = stages_of(recipe, student)
     taught = dict.fromkeys(name for stage in stages for name in teachers_of(stage, student))
     trained_on = dict.fromkeys(stage.corpus for stage in stages)
@@ -146,23 +145,24 @@ def run_facts(source: CardSource) -> RunFacts | None:
     base = init.model if isinstance(init, LayersInit) else None
     datasets = dict.fromkeys(part.repo for name in trained_on for part in _hub_parts(recipe.corpora[name]))
     return RunFacts(
-        run=recipe.name,
+        run=source.origin.name,
         arm=student.arm,
         seed=student.seed,
         base_model=_describe_base(recipe),
         base_hub_id=base if base is not None and is_hub_id(base) else None,
         teachers=tuple(_teacher(recipe, name) for name in taught),
         stages=tuple(_stage(stage, teachers_of(stage, student)) for stage in stages),
-        corpora=tuple(corpus_fact(recipe, name, evaluation) for name in trained_on),
+        corpora=tuple(corpus_fact(recipe, name, directory, evaluation) for name in trained_on),
         hub_datasets=tuple(datasets),
         scores=None if evaluation is None else _scores(evaluation, student),
     )
 
 
-def corpus_fact(recipe: Recipe, name: str, evaluation: RunEvaluation | None = None) -> CorpusFact:
+def corpus_fact(
+    recipe: Recipe, name: str, directory: RunDirectory, evaluation: RunEvaluation | None = None
+) -> CorpusFact:
     """Describes a corpus of a recipe, with the rows that its run counted."""
     corpus = recipe.corpora[name]
-    directory = RunDirectory.of(recipe)
     locked = read_lock(directory).corpora.get(name, ()) if directory.lock.exists() else ()
     rows = {part.part: part.num_rows for part in locked}
     parts = []
@@ -186,13 +186,6 @@ def corpus_fact(recipe: Recipe, name: str, evaluation: RunEvaluation | None = No
 def is_hub_id(reference: str) -> bool:
     """Tells whether a model's reference is a hub id, and neither a package nor a directory."""
     return _HUB_ID.fullmatch(reference) is not None and not Path(reference).exists()
-
-
-def _student_run(recipe: Recipe, task: StudentTask | None) -> StudentRun:
-    final = student_runs(recipe)[0]
-    if task is None or task.arm is None or (task.arm, task.seed) == (final.arm, final.seed):
-        return final
-    return StudentRun(task.arm, recipe.seed if task.seed is None else task.seed)
 
 
 def _describe_model(reference: str) -> str:

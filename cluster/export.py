@@ -14,10 +14,10 @@ from typing import Any
 from cluster.card_facts import CardSource, CorpusFact, corpus_fact
 from cluster.language.student_task import refuse_language_model
 from cluster.model_card import CARD_FILE, Licences, check_source_names, write_card
-from cluster.recipe_file import load_recipe
 from cluster.run_directory import RunDirectory
 from cluster.scoring import EvaluationCorpus
 from cluster.student_commands import DATA_NAME, evaluation_corpora, read_labelled_file, text_columns
+from cluster.student_origin import find_origin
 from cluster.student_task import read_task
 from distill.export import FoldingCost, FoldReport, fold_student, folding_cost
 from distill.heads import HeadLayout
@@ -28,17 +28,25 @@ from schemas.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredRows:
+    """A recipe whose first evaluation corpus measures something, and where its corpora are locked."""
+
+    recipe: Recipe
+    directory: RunDirectory
+
+
+@dataclass(frozen=True, slots=True)
 class ExportOptions:
     """What an export holds and what it is measured on.
 
     Attributes:
-        recipe: Measures the cost of folding on its first evaluation corpus.
+        rows: The cost of folding is measured on these.
         data: Or on this file, with the student's own columns and the labels in ``label``.
         onnx: Whether ``model.onnx`` is written.
         name: The model's name in its card; by default that of the directory.
     """
 
-    recipe: Recipe | None = None
+    rows: MeasuredRows | None = None
     data: Path | None = None
     onnx: bool = False
     licences: Licences = field(default_factory=Licences)
@@ -79,7 +87,7 @@ def export_student(student: Path, output: Path, options: ExportOptions) -> dict[
             report=FoldReport(output, (), (), 0, 0),
             max_length=max_length,
             task=read_task(student),
-            recipe=find_run_recipe(student),
+            origin=find_origin(student),
             cost=None,
             measured_on=_measured_on(options, rows),
             onnx=None,
@@ -102,22 +110,16 @@ def export_student(student: Path, output: Path, options: ExportOptions) -> dict[
     return _describe(output, done[-1])
 
 
-def find_run_recipe(student: Path) -> Recipe | None:
-    """Returns the recipe of the run whose final student this is."""
-    run = student.absolute().parent
-    path = run / "recipe.yaml"
-    if not path.is_file():
-        return None
-    recipe = load_recipe(str(path), out=str(run.parent))
-    return recipe if isinstance(recipe, Recipe) else None
+def find_own_rows(student: Path) -> MeasuredRows | None:
+    """Returns the evaluation rows of the run or sweep that a student belongs to, if they are at hand.
 
-
-def find_own_recipe(student: Path) -> Recipe | None:
-    """Returns the recipe of the run that a student lies in, if it has evaluation rows at hand."""
-    recipe = find_run_recipe(student)
-    if recipe is None or not recipe.evaluation.corpora:
+    Raises:
+        DataError: The student's task, or its run's evaluation, is damaged.
+    """
+    origin = find_origin(student)
+    if origin is None or not origin.recipe.evaluation.corpora or not origin.directory.lock.exists():
         return None
-    return recipe if RunDirectory.of(recipe).lock.exists() else None
+    return MeasuredRows(origin.recipe, origin.directory)
 
 
 def _refuse_content(output: Path) -> None:
@@ -126,8 +128,8 @@ def _refuse_content(output: Path) -> None:
 
 
 def _measured_rows(student: Path, options: ExportOptions, scratch: Path) -> EvaluationCorpus | None:
-    if options.recipe is not None:
-        return evaluation_corpora(options.recipe)[0]
+    if options.rows is not None:
+        return evaluation_corpora(options.rows.recipe, options.rows.directory)[0]
     if options.data is None:
         return None
     task = text_columns(student, None)
@@ -135,8 +137,8 @@ def _measured_rows(student: Path, options: ExportOptions, scratch: Path) -> Eval
 
 
 def _measured_on(options: ExportOptions, rows: EvaluationCorpus | None) -> CorpusFact:
-    if options.recipe is not None and rows is not None:
-        return corpus_fact(options.recipe, rows.name)
+    if options.rows is not None and rows is not None:
+        return corpus_fact(options.rows.recipe, rows.name, options.rows.directory)
     return CorpusFact(DATA_NAME if options.data is None else options.data.name)
 
 

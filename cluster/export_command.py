@@ -43,7 +43,7 @@ def export(
 
     What that costs in accuracy is measured where there are rows: by default those of the student's run.
     """
-    from cluster.export import ExportOptions, export_student, find_own_recipe
+    from cluster.export import ExportOptions, export_student, find_own_rows
     from cluster.hub import HubTarget, check_target, push_export
     from cluster.model_card import Licences, parse_source_licences
     from schemas.errors import RecipeError
@@ -59,13 +59,13 @@ def export(
     if target is not None:
         check_target(target)
     if recipe is not None:
-        loaded = _load(recipe, overrides, out)
+        rows = _load(recipe, overrides, out)
     else:
-        loaded = find_own_recipe(student) if data is None else None
+        rows = find_own_rows(student) if data is None else None
     if not licences.is_hub_id():
         say(f"the hub has no licence {license_!r}: the card says license: other, with this name")
     options = ExportOptions(
-        recipe=loaded, data=data, onnx=onnx, licences=licences, name=target.repo if target else None
+        rows=rows, data=data, onnx=onnx, licences=licences, name=target.repo if target else None
     )
     result = export_student(student, output, options)
     if target is not None:
@@ -77,14 +77,16 @@ def export(
 
 
 def _load(recipe: str, overrides: list[str] | None, out: str | None) -> Any:
+    from cluster.export import MeasuredRows
     from cluster.recipe_file import load_recipe
+    from cluster.run_directory import RunDirectory
     from schemas.errors import RecipeError
     from schemas.recipe import Recipe
 
     loaded = load_recipe(recipe, overrides or (), out=out)
     if not isinstance(loaded, Recipe):
         raise RecipeError("--recipe is one of language models; give one of classifiers")
-    return loaded
+    return MeasuredRows(loaded, RunDirectory.of(loaded))
 
 
 def _print_lines(result: dict[str, Any]) -> None:

@@ -91,9 +91,9 @@ def check_source_names(licences: Licences, source: CardSource) -> None:
     Raises:
         RecipeError: The run has no such teacher or corpus.
     """
-    recipe = source.recipe
-    if recipe is None:
+    if source.origin is None:
         return
+    recipe = source.origin.recipe
     names = [*(teacher.name for teacher in recipe.teachers), *recipe.corpora]
     wrong = next((name for name in licences.sources if name not in names), None)
     if wrong is not None:

@@ -41,7 +41,7 @@ def evaluate_on_recipe(student: Path, recipe: Recipe) -> RunEvaluation:
     """
     refuse_language_model(student, "evaluate it on a recipe of its own (task: language)")
     HeadLayout.load(student)
-    return _score(student, recipe, evaluation_corpora(recipe))
+    return _score(student, recipe, evaluation_corpora(recipe, RunDirectory.of(recipe)))
 
 
 def evaluate_on_file(student: Path, data: Path, columns: Sequence[str] | None, label: str) -> RunEvaluation:
@@ -114,11 +114,10 @@ def rank_within(scores_N: npt.NDArray[np.floating[Any]], keys: Sequence[str]) ->
     return ranks_N
 
 
-def evaluation_corpora(recipe: Recipe) -> list[EvaluationCorpus]:
+def evaluation_corpora(recipe: Recipe, directory: RunDirectory) -> list[EvaluationCorpus]:
     """Returns a recipe's evaluation corpora as its run locked them; one that it did not is read anew."""
     if not recipe.evaluation.corpora:
         raise RecipeError("the recipe names no evaluation corpus", field="evaluation.corpora")
-    directory = RunDirectory.of(recipe)
     locked = read_lock(directory).corpora if directory.lock.exists() else {}
     found = []
     for name in recipe.evaluation.corpora:

@@ -44,7 +44,12 @@ class Cell:
     @property
     def name(self) -> str:
         """``layers=3`` or ``layers=3/fold-0``."""
-        return self.point.name if self.fold is None else f"{self.point.name}/fold-{self.fold}"
+        return cell_name(self.point.name, self.fold)
+
+
+def cell_name(point: str, fold: int | None) -> str:
+    """Returns a cell's name, which is also its directory's below ``<sweep>/cells``."""
+    return point if fold is None else f"{point}/fold-{fold}"
 
 
 def load_sweep(source: str, *, size: str | None = None) -> Sweep:
