@@ -35,6 +35,7 @@ benchmarks: $(STAMP)
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.reader
 	$(BIN)/python -m benchmarks.integrity
+	$(BIN)/python -m benchmarks.sweep
 
 # Of language models: MODEL is the directory of a causal one, such as lm-quickstart leaves in runs/cache/models,
 # and TEXT a plain text file.
