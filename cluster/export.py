@@ -74,7 +74,7 @@ def export_student(student: Path, output: Path, options: ExportOptions) -> dict[
         ResourceError: It cannot be written, or the extra ``onnx`` is missing.
         OnnxExportError: The ONNX file cannot be made, or is another function.
     """
-    refuse_language_model(student, "there are no heads to fold: plain transformers opens it as it is")
+    _refuse_language_model(student)
     max_length = HeadLayout.load(student).max_length
     if options.onnx:
         check_onnx_packages()
@@ -114,12 +114,18 @@ def find_own_rows(student: Path) -> MeasuredRows | None:
     """Returns the evaluation rows of the run or sweep that a student belongs to, if they are at hand.
 
     Raises:
-        DataError: The student's task, or its run's evaluation, is damaged.
+        RecipeError: The student is a language model.
+        DataError: Its task, or its run's evaluation, is damaged.
     """
+    _refuse_language_model(student)
     origin = find_origin(student)
     if origin is None or not origin.recipe.evaluation.corpora or not origin.directory.lock.exists():
         return None
     return MeasuredRows(origin.recipe, origin.directory)
+
+
+def _refuse_language_model(student: Path) -> None:
+    refuse_language_model(student, "there are no heads to fold: plain transformers opens it as it is")
 
 
 def _refuse_content(output: Path) -> None:
